@@ -1,0 +1,281 @@
+"""The conversation as data: the only truth about what was said, shown and heard.
+
+Whatever an engine caches is derived from it. Items are immutable; an edit replaces an item by one
+with a higher version, so an engine finds the part of its cache that still holds as the longest
+common prefix of `Conversation.signature()`.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from echosight.media import HEARD_HZ, AudioChunk, ImageFrame, Word
+
+Role = Literal["system", "user", "assistant", "tool"]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Typed or written text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """Speech. Of a user: what was heard, with its transcript. Of the assistant: what was spoken.
+
+    `pcm` is mono PCM16 at `rate` Hz, or None once the bytes were let go or were never kept
+    (`duration_ms` stays true). `transcript` is None while unknown.
+    """
+
+    pcm: bytes | None
+    rate: int = HEARD_HZ
+    duration_ms: int = 0
+    transcript: str | None = None
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture shown `at_ms` into the audio of its item (0 where there is no audio)."""
+
+    frame: ImageFrame
+    at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The assistant asks for a function. `arguments` is JSON text, as the model wrote it."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What the client's function returned."""
+
+    call_id: str
+    output: str
+
+
+Part = TextPart | AudioPart | ImagePart | ToolCall | ToolResult
+
+
+def new_id(kind: str) -> str:
+    """A fresh opaque id such as ``item_9f2c…``."""
+    return f"{kind}_{secrets.token_hex(10)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One contribution to the conversation."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    id: str = field(default_factory=lambda: new_id("item"))
+    version: int = 0
+    status: Status = "completed"
+
+    @property
+    def text(self) -> str:
+        """All that was said or written in it, as plain text."""
+        said = (p.text if isinstance(p, TextPart) else p.transcript or "" for p in self.of(TextPart, AudioPart))
+        return " ".join(s for s in said if s)
+
+    @property
+    def audio(self) -> AudioPart | None:
+        """Its speech: an item holds at most one audio part."""
+        return next(self.of(AudioPart), None)
+
+    @property
+    def images(self) -> tuple[ImageFrame, ...]:
+        return tuple(p.frame for p in self.of(ImagePart))
+
+    def of(self, *kinds: type[Any]) -> Iterator[Any]:
+        """Its parts of the given kinds, in order."""
+        return (p for p in self.parts if isinstance(p, kinds))
+
+
+class OpenTurn:
+    """The user's turn while it is still going on. Grows in place; `close` freezes it into an `Item`."""
+
+    def __init__(self, item_id: str | None = None) -> None:
+        self.id = item_id or new_id("item")
+        self._pcm = bytearray()
+        self._rest: list[Part] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._pcm or self._rest)
+
+    @property
+    def duration_ms(self) -> int:
+        """Milliseconds of speech so far."""
+        return len(self._pcm) * 500 // HEARD_HZ
+
+    @property
+    def pcm(self) -> bytes:
+        """The speech so far, PCM16 at `HEARD_HZ`."""
+        return bytes(self._pcm)
+
+    def add(self, part: Part) -> Part:
+        """Append speech, a picture or text; returns the part as it was placed."""
+        if isinstance(part, AudioPart):
+            self._pcm += part.pcm or b""
+            return part
+        if isinstance(part, ImagePart):
+            part = replace(part, at_ms=self.duration_ms)
+        self._rest.append(part)
+        return part
+
+    def close(self, transcript: str | None = None) -> Item:
+        """The turn as an item: its speech first, then pictures and text in the order they came."""
+        audio = (AudioPart(bytes(self._pcm), HEARD_HZ, self.duration_ms, transcript),) if self._pcm else ()
+        return Item("user", (*audio, *self._rest), self.id)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Everything a model needs to go on with a talk. `to_json` and `from_json` are exact inverses.
+
+    `open` is the user's turn in progress: it is no item yet and is not serialised.
+    """
+
+    id: str = field(default_factory=lambda: new_id("conv"))
+    instructions: str = ""
+    language: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    items: list[Item] = field(default_factory=list)
+    open: OpenTurn | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def get(self, item_id: str) -> Item | None:
+        return next((item for item in self.items if item.id == item_id), None)
+
+    def previous_id(self, item_id: str) -> str | None:
+        """The id of the item before `item_id`, None for the first."""
+        at = self._index(item_id)
+        return self.items[at - 1].id if at else None
+
+    def add(self, item: Item, after: str | None = None) -> str | None:
+        """Insert an item behind the one called `after` (``"root"``: at the front; None: at the end).
+
+        Returns the id of the item now before it. Raises KeyError if `after` is unknown or the id is taken.
+        """
+        if self.get(item.id) is not None:
+            raise KeyError(item.id)
+        at = len(self.items) if after is None else 0 if after == "root" else self._index(after) + 1
+        self.items.insert(at, item)
+        return self.items[at - 1].id if at else None
+
+    def update(self, item: Item) -> Item:
+        """Put a changed item in place of the one with its id, under a new version."""
+        at = self._index(item.id)
+        item = replace(item, version=self.items[at].version + 1)
+        self.items[at] = item
+        return item
+
+    def remove(self, item_id: str) -> Item:
+        """Take an item out. Raises KeyError if there is none of that id."""
+        return self.items.pop(self._index(item_id))
+
+    def let_go(self, keep_ms: int) -> None:
+        """Forget the oldest raw speech so that at most `keep_ms` of it stay; transcripts stay.
+
+        What was said does not change by it, so versions do not either. Speech without a transcript is kept.
+        """
+        for at in range(len(self.items) - 1, -1, -1):
+            item = self.items[at]
+            audio = item.audio
+            if audio is None or audio.pcm is None:
+                continue
+            keep_ms -= audio.duration_ms
+            if keep_ms < 0 and audio.transcript is not None:
+                bare = replace(audio, pcm=None)
+                self.items[at] = replace(item, parts=tuple(bare if p is audio else p for p in item.parts))
+
+    def signature(self) -> tuple[tuple[str, int], ...]:
+        """What an engine compares its cache with: (id, version) of each item, in order."""
+        return tuple((item.id, item.version) for item in self.items)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; bytes as base64."""
+        return {
+            "id": self.id,
+            "instructions": self.instructions,
+            "language": self.language,
+            "tools": list(self.tools),
+            "items": [_item_to_json(item) for item in self.items],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Conversation:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        return cls(
+            id=data["id"],
+            instructions=data["instructions"],
+            language=data["language"],
+            tools=tuple(data["tools"]),
+            items=[_item_from_json(item) for item in data["items"]],
+        )
+
+    def _index(self, item_id: str) -> int:
+        for at, item in enumerate(self.items):
+            if item.id == item_id:
+                return at
+        raise KeyError(item_id)
+
+
+_PARTS: dict[str, type[Part]] = {
+    "text": TextPart,
+    "audio": AudioPart,
+    "image": ImagePart,
+    "tool_call": ToolCall,
+    "tool_result": ToolResult,
+}
+_NAMES = {kind: name for name, kind in _PARTS.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, ImageFrame | Word):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _item_to_json(item: Item) -> dict[str, Any]:
+    parts = [{"kind": _NAMES[type(p)], **{f.name: _plain(getattr(p, f.name)) for f in fields(p)}} for p in item.parts]
+    return {"id": item.id, "version": item.version, "role": item.role, "status": item.status, "parts": parts}
+
+
+def _item_from_json(data: dict[str, Any]) -> Item:
+    return Item(data["role"], tuple(_parts_from_json(data["parts"])), data["id"], data["version"], data["status"])
+
+
+def _parts_from_json(parts: Iterable[dict[str, Any]]) -> Iterator[Part]:
+    for part in parts:
+        values = {k: v for k, v in part.items() if k != "kind"}
+        if part["kind"] == "audio":
+            values["pcm"] = None if values["pcm"] is None else base64.b64decode(values["pcm"])
+            values["words"] = tuple(Word(**w) for w in values["words"])
+        if part["kind"] == "image":
+            frame = values["frame"]
+            values["frame"] = ImageFrame(**{**frame, "data": base64.b64decode(frame["data"])})
+        yield _PARTS[part["kind"]](**values)
+
+
+def chunk_of(part: AudioPart) -> AudioChunk:
+    """The part's samples as a chunk; empty where the bytes were let go."""
+    return AudioChunk(part.pcm or b"", part.rate)

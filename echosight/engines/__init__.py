@@ -1,0 +1,151 @@
+"""What answers: the contracts that models meet.
+
+An `Engine` hears, sees and answers. A `Cascade` is an engine made of a `Transcriber`, a `Chat` and a
+`Voice`. All of them keep caches only; the `Conversation` handed to every call is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from echosight.conversation import Conversation, Part
+from echosight.events import Usage
+from echosight.media import Transcript, Word
+from echosight.options import GenerateOptions
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A text delta of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPiece:
+    """Mono PCM16 at the engine's `output_rate`, with the words that begin in it.
+
+    Words are timed from the first sample of the answer and count characters of the answer's whole text.
+    """
+
+    pcm: bytes
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A piece of a function call; `arguments` is a delta of its JSON."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The last piece of an answer, where the engine has something to say about it.
+
+    `finish` is ``stop``, ``length`` (the token limit was reached) or ``content_filter``.
+    """
+
+    usage: Usage = Usage()
+    finish: str = "stop"
+    made_by: tuple[str, ...] = ()
+
+
+Piece = TextPiece | SpeechPiece | CallPiece | Summary
+
+
+class Engine(Protocol):
+    """A model. Conversations are told apart by `conversation.id`; calls for one never overlap."""
+
+    name: str
+    """What it is, for people: shown by the log, /health and the page."""
+    capacity: int
+    """Conversations it can hold at once."""
+    output_rate: int
+    """Hz of the speech it yields."""
+    voices: tuple[str, ...]
+
+    async def start(self) -> None:
+        """Load. /health answers 503 until it returns. Raises `SetupError`."""
+
+    async def close(self) -> None:
+        """Stop whatever it runs."""
+
+    async def prefill(self, conversation: Conversation, part: Part) -> str | None:
+        """A part was appended to `conversation.open`: compute ahead, or do nothing.
+
+        Speech comes as AudioParts of any length at `HEARD_HZ`. Returns what was understood of the turn so far,
+        None where nothing new is known.
+        """
+
+    async def settle(self, conversation: Conversation) -> Transcript | None:
+        """The user seems to have finished: the final transcript of `conversation.open`, where the engine makes one.
+
+        May be asked early, during a silence; it is void when more is prefilled to the same open turn.
+        """
+
+    def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+        """Bring the cache into line with the conversation, then answer.
+
+        Runs as fast as it is read and no faster. Closing the generator stops the model within one step.
+        Raises `EngineFailure` where the engine breaks.
+        """
+
+    async def release(self, conversation_id: str) -> None:
+        """Forget what is cached of a conversation; unknown ids are fine."""
+
+
+class Transcriber(Protocol):
+    """Audio in, text out. An utterance is known by the id of the user's open turn."""
+
+    name: str
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+    async def hear(self, utterance: str, pcm: bytes, language: str | None = None) -> str | None:
+        """More of an utterance (PCM16 at `HEARD_HZ`); returns the partial text where it changed."""
+
+    async def finish(self, utterance: str) -> Transcript:
+        """The utterance's transcript. May be followed by more `hear` of the same one, which voids it."""
+
+    async def forget(self, utterance: str) -> None:
+        """The utterance is over or was dropped."""
+
+
+class Chat(Protocol):
+    """A conversation in, text and function calls out."""
+
+    name: str
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+    async def prefill(self, conversation: Conversation, text: str) -> None:
+        """The user is heard to say `text` so far: compute ahead, or do nothing."""
+
+    def reply(
+        self, conversation: Conversation, options: GenerateOptions
+    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+        """Stream the reply to the conversation's last items. Closing it stops the model."""
+
+    async def release(self, conversation_id: str) -> None: ...
+
+
+class Voice(Protocol):
+    """Text in, speech out."""
+
+    name: str
+    rate: int
+    voices: tuple[str, ...]
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+    def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+        """Speak one sentence. Words are timed from its first sample and count its characters;
+        a voice that does not know them gives none. Closing it stops the voice."""

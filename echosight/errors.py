@@ -1,0 +1,72 @@
+"""What can go wrong, as one small tree.
+
+EchoSightError
+├── InputError        what the client sent is wrong; nothing of it was kept
+│   └── WireError     it could not even be read as a message of its dialect
+├── EngineFull        the engine holds all the conversations it can; try again after `retry_after` seconds
+├── EngineFailure     the engine broke during a turn; the next turn may work
+└── SetupError        something is missing at start: one sentence, and the command that helps
+"""
+
+
+class EchoSightError(Exception):
+    """The root. `code` is for programs (snake_case), the message for people."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class InputError(EchoSightError):
+    """The client asked for something that cannot be done. `param` names the field at fault.
+
+    `status` is what HTTP routes answer with; `reference` echoes the client's own event id.
+    """
+
+    code = "invalid_value"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        status: int = 400,
+        reference: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.param = param
+        self.status = status
+        self.reference = reference
+
+
+class WireError(InputError):
+    """The message is not one of its dialect: bad JSON, an unknown type, a wrong shape."""
+
+    code = "invalid_message"
+
+
+class EngineFull(EchoSightError):
+    """No conversation can be added now. Callers answer 503 with `Retry-After`."""
+
+    code = "engine_full"
+
+    def __init__(self, message: str = "All conversations are taken", *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineFailure(EchoSightError):
+    """The engine broke during a turn. That turn fails; the session lives on."""
+
+    code = "engine_failed"
+
+
+class SetupError(EchoSightError):
+    """The server cannot start as asked. The message says what is missing and the command that helps."""
+
+    code = "setup_error"

@@ -1,0 +1,62 @@
+"""What a microphone, a camera and a loudspeaker deal in: the plain values that every floor shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEARD_HZ = 16_000
+"""Rate at which sessions hear: Silero's, and that of every speech model served here."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioChunk:
+    """Mono 16-bit little-endian PCM at `rate` Hz."""
+
+    pcm: bytes
+    rate: int = HEARD_HZ
+
+    @property
+    def samples(self) -> int:
+        return len(self.pcm) // 2
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFrame:
+    """One still picture as it came, encoded (JPEG, PNG or WebP), already checked to be decodable.
+
+    `width` and `height` are in pixels; `media_type` is e.g. ``image/jpeg``.
+    """
+
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A spoken word: it begins `start_ms` into the audio, and with it `text[:end]` has been begun.
+
+    `end` counts characters of the text that the audio speaks, trailing punctuation included,
+    so cutting at a word is slicing a string.
+    """
+
+    start_ms: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What an engine or a transcriber understood. `words` are timed in ms from the first sample heard.
+
+    `final` is False while the speaker may still go on.
+    """
+
+    text: str
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+    final: bool = True

@@ -1,0 +1,59 @@
+"""What can be chosen: how turns are found, how an answer is made, and both together for a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from echosight.media import AudioChunk
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """Endpointing of the user's speech. Probabilities are Silero's, 0-1; times are in ms of the session's audio.
+
+    Speech begins when `min_speech_ms` in a row reach `threshold`, and ends after `silence_ms` below
+    `threshold - 0.15` (hysteresis). After `pause_ms` of silence the transcript is finished speculatively.
+    """
+
+    threshold: float = 0.5
+    prefix_padding_ms: int = 300
+    min_speech_ms: int = 64
+    silence_ms: int = 384
+    pause_ms: int = 160
+    max_turn_ms: int = 60_000
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """How one answer is made. None means: as the session or the engine has it."""
+
+    instructions: str | None = None
+    speech: bool = True
+    voice: str | None = None
+    voice_sample: AudioChunk | None = None
+    language: str | None = None
+    speed: float = 1.0
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    tool_choice: str | dict[str, Any] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """All that a client can choose for its session. `turn` None: turns are committed by hand.
+
+    Answers are delivered at `output_hz`, whatever the engine speaks at.
+    """
+
+    instructions: str = ""
+    language: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    turn: TurnOptions | None = field(default_factory=TurnOptions)
+    answer: GenerateOptions = field(default_factory=GenerateOptions)
+    output_hz: int = 24_000
+    record: bool = False
