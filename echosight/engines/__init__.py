@@ -7,7 +7,7 @@ An `Engine` hears, sees and answers. A `Cascade` is an engine made of a `Transcr
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from echosight.conversation import Conversation, Part
@@ -50,7 +50,7 @@ class Summary:
     `finish` is ``stop``, ``length`` (the token limit was reached) or ``content_filter``.
     """
 
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     finish: str = "stop"
     made_by: tuple[str, ...] = ()
 
