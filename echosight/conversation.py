@@ -125,13 +125,21 @@ class OpenTurn:
         """The speech so far, PCM16 at `HEARD_HZ`."""
         return bytes(self._pcm)
 
+    @classmethod
+    def of(cls, item: Item) -> OpenTurn:
+        """An item as the turn it was, for instance to have its speech transcribed."""
+        turn = cls(item.id)
+        for part in item.parts:
+            turn.add(part)
+        return turn
+
     def add(self, part: Part) -> Part:
         """Append speech, a picture or text; returns the part as it was placed."""
         if isinstance(part, AudioPart):
             self._pcm += part.pcm or b""
             return part
         if isinstance(part, ImagePart):
-            part = replace(part, at_ms=self.duration_ms)
+            part = replace(part, at_ms=part.at_ms or self.duration_ms)
         self._rest.append(part)
         return part
 
@@ -183,6 +191,16 @@ class Conversation:
         item = replace(item, version=self.items[at].version + 1)
         self.items[at] = item
         return item
+
+    def transcribed(self, item_id: str, transcript: str) -> None:
+        """Note what the speech of an item says. What was said does not change by it, so its version does not either.
+
+        An item that is gone by now is left gone.
+        """
+        for at, item in enumerate(self.items):
+            if item.id == item_id and (audio := item.audio) is not None:
+                known = replace(audio, transcript=transcript)
+                self.items[at] = replace(item, parts=tuple(known if p is audio else p for p in item.parts))
 
     def remove(self, item_id: str) -> Item:
         """Take an item out. Raises KeyError if there is none of that id."""

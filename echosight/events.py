@@ -194,6 +194,23 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class NotUnderstood:
+    """The user's speech could not be transcribed."""
+
+    item_id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Probability of speech in the 512 samples before sample `at`; sent only where `SessionOptions.levels` is set."""
+
+    at: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class ItemAdded:
     """An item entered the conversation; `turn` is the answer that it is part of."""
 
@@ -223,8 +240,15 @@ class ItemRetrieved:
 
 @dataclass(frozen=True, slots=True)
 class ItemTruncated:
+    """The assistant's item was cut to what was heard: `text` is left of it.
+
+    `requested`: because the client said so, and not by the session's own account of what was played.
+    """
+
     item_id: str
     audio_ms: int
+    text: str
+    requested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +350,7 @@ class Failure:
 
 
 Output = (
-    Opened | Configured | Marked | SpeechStarted | SpeechStopped | InputCleared | InputCommitted | Heard
+    Opened | Configured | Marked | SpeechStarted | SpeechStopped | InputCleared | InputCommitted | Heard | NotUnderstood | Level
     | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
     | TurnStarted | TextDelta | SpeechDelta | ToolCallDelta | TurnEnded | Failure
 )  # fmt: skip

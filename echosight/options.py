@@ -56,4 +56,4 @@ class SessionOptions:
     turn: TurnOptions | None = field(default_factory=TurnOptions)
     answer: GenerateOptions = field(default_factory=GenerateOptions)
     output_hz: int = 24_000
-    record: bool = False
+    levels: bool = False

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from echosight.conversation import Conversation, Part
+from echosight.conversation import Conversation, OpenTurn, Part
 from echosight.events import Usage
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
@@ -82,10 +82,11 @@ class Engine(Protocol):
         None where nothing new is known.
         """
 
-    async def settle(self, conversation: Conversation) -> Transcript | None:
-        """The user seems to have finished: the final transcript of `conversation.open`, where the engine makes one.
+    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+        """The user seems to have finished: the final transcript of all speech of `turn`, where the engine makes one.
 
-        May be asked early, during a silence; it is void when more is prefilled to the same open turn.
+        Speech that was not prefilled is taken from `turn.pcm`. May be asked early, during a silence; it is void when
+        more is prefilled to the same turn. May be cancelled, and may overlap with the prefill of the next turn.
         """
 
     def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
