@@ -1,0 +1,133 @@
+"""The user's side of a session: the turn in progress, what the engine was given of it, and its transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, Part
+from echosight.engines import Engine
+from echosight.errors import EchoSightError, EngineFailure
+from echosight.events import Heard, NotUnderstood, Output
+from echosight.media import Transcript
+
+log = logging.getLogger(__name__)
+
+MAX_IMAGES = 64
+"""Pictures that one turn keeps; later ones are left out."""
+
+
+class Hearing:
+    """Collects the open turn, prefills the engine with it, and sees to its transcript.
+
+    While `answering`, parts wait: two writers would interleave in one cache. A transcript that was finished
+    early, in a silence, is used if no more was said.
+    """
+
+    def __init__(self, engine: Engine, conversation: Conversation, announce: Callable[[Output], None]) -> None:
+        self.answering = False
+        self._engine = engine
+        self._conversation = conversation
+        self._announce = announce
+        self._waiting: list[Part] = []
+        self._partial = ""
+        self._images = 0
+        self._early: asyncio.Task[Transcript | None] | None = None
+        self._transcripts: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def turn(self) -> OpenTurn:
+        """The open turn; a new one where there is none."""
+        if self._conversation.open is None:
+            self._conversation.open = OpenTurn()
+            self._partial, self._images = "", 0
+        return self._conversation.open
+
+    async def add(self, part: Part) -> None:
+        """More of the user's turn."""
+        if isinstance(part, ImagePart):
+            if self._images >= MAX_IMAGES:
+                return
+            self._images += 1
+        self._drop_guess()
+        turn = self.turn
+        self._waiting.append(turn.add(part))
+        if self.answering:
+            return
+        waiting, self._waiting = self._waiting, []
+        for part in waiting:
+            partial = await self._engine.prefill(self._conversation, part)
+            if partial is not None and partial != self._partial:
+                self._partial = partial
+                self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
+
+    def guess(self) -> None:
+        """The user pauses: have the transcript finished, in case this is the end of the turn."""
+        turn = self._conversation.open
+        if turn is not None and not self.answering and self._early is None:
+            self._early = asyncio.create_task(self._engine.settle(self._conversation, turn))
+
+    def commit(self) -> Item:
+        """Close the open turn and put it into the conversation. Its transcript follows when it is known."""
+        turn = self.turn
+        self._conversation.open = None
+        self._waiting.clear()
+        item = turn.close()
+        self._conversation.add(item)
+        self.understand(turn)
+        return item
+
+    def understand(self, turn: OpenTurn) -> None:
+        """Have the speech of a closed turn transcribed."""
+        early, self._early = self._early, None
+        if turn.duration_ms:
+            work = self._transcribe(turn, early)
+            self._transcripts[turn.id] = asyncio.create_task(work, name=f"transcript of {turn.id}")
+        elif early is not None:
+            early.cancel()
+
+    async def understood(self) -> None:
+        """Wait until all closed turns are transcribed. Raises what went wrong with one of them."""
+        while self._transcripts:
+            item_id, task = next(iter(self._transcripts.items()))
+            await asyncio.wait([task])
+            if self._transcripts.pop(item_id, None) is not None:
+                task.result()
+
+    def forget(self) -> None:
+        """Drop the open turn."""
+        self._drop_guess()
+        self._conversation.open = None
+        self._waiting.clear()
+
+    async def close(self) -> None:
+        self.forget()
+        tasks = list(self._transcripts.values())
+        self._transcripts.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _transcribe(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None) -> None:
+        try:
+            transcript = await (early or self._engine.settle(self._conversation, turn))
+        except Exception as error:
+            if not isinstance(error, EchoSightError):
+                log.exception("transcribing %s failed", turn.id)
+                error = EngineFailure("The speech could not be transcribed")
+            self._announce(NotUnderstood(turn.id, error.code, error.message))
+            raise error from None
+        if transcript is not None:
+            self._conversation.transcribed(turn.id, transcript.text)
+            self._announce(Heard(turn.id, transcript, turn.duration_ms))
+
+    def _drop_guess(self) -> None:
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
+
+
+def speech(pcm: bytes) -> AudioPart:
+    """PCM16 at `HEARD_HZ` as a part."""
+    return AudioPart(pcm, duration_ms=len(pcm) // 32)

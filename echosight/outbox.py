@@ -1,0 +1,130 @@
+"""What waits to be sent to one client: bounded, and able to forget the rest of an interrupted answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from echosight.events import Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
+
+ROOM_BYTES = 192 * 1024
+"""Deltas that may wait: four seconds of 24 kHz speech."""
+
+FLOOD_EVENTS = 1024
+"""Announcements that may wait. A client that leaves more unread is not reading at all."""
+
+
+def _weight(event: Output) -> int:
+    match event:
+        case SpeechDelta(chunk=chunk):
+            return len(chunk.pcm) + 64
+        case TextDelta() | ToolCallDelta():
+            return 64
+        case _:
+            return 0
+
+
+def _turn_of(event: Output) -> str | None:
+    return getattr(event, "turn", None)
+
+
+class Outbox:
+    """A queue from one session to its one reader.
+
+    Deltas wait for room (`put`), so a slow reader holds back its own answer and nothing else.
+    Announcements of state never wait (`push`); when `FLOOD_EVENTS` of them are unread, the outbox closes.
+    `leaving` is called with each event as the reader takes it.
+    """
+
+    def __init__(self, leaving: Callable[[Output], None] | None = None) -> None:
+        self._events: deque[Output] = deque()
+        self._weight = 0
+        self._leaving = leaving
+        self._readable: asyncio.Future[None] | None = None
+        self._roomy: deque[asyncio.Future[None]] = deque()
+        self.closed = False
+        self.flooded = False
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def push(self, event: Output) -> None:
+        """Add an announcement at once."""
+        if self.closed:
+            return
+        if len(self._events) >= FLOOD_EVENTS:
+            self.flooded = True
+            self.close()
+            return
+        self._append(event)
+
+    async def put(self, event: Output) -> None:
+        """Add a delta as soon as there is room for it."""
+        while self._weight >= ROOM_BYTES and not self.closed:
+            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._roomy.append(room)
+            await room
+        if not self.closed:
+            self._append(event)
+
+    def drop(self, turn: str) -> None:
+        """Forget the deltas of a turn that were not sent."""
+        self._keep(lambda e: not (isinstance(e, TextDelta | SpeechDelta | ToolCallDelta) and e.turn == turn))
+
+    def forget_unseen(self, turn: str) -> None:
+        """Forget a turn altogether if not even its beginning was sent."""
+        if any(isinstance(e, TurnStarted) and e.turn == turn for e in self._events):
+            self._keep(lambda e: _turn_of(e) != turn)
+
+    def close(self) -> None:
+        """Take in no more. What waits can still be read."""
+        self.closed = True
+        self._wake_reader()
+        self._wake_writers()
+
+    async def get(self) -> Output | None:
+        """The next event; None once closed and empty. For one reader at a time."""
+        while not self._events:
+            if self.closed:
+                return None
+            self._readable = asyncio.get_running_loop().create_future()
+            try:
+                await self._readable
+            finally:
+                self._readable = None
+        event = self._events.popleft()
+        self._weight -= _weight(event)
+        if self._weight < ROOM_BYTES:
+            self._wake_writers()
+        if self._leaving is not None:
+            self._leaving(event)
+        return event
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        while (event := await self.get()) is not None:
+            yield event
+
+    def ended_turns(self) -> set[str]:
+        """The turns whose end waits to be read."""
+        return {e.turn for e in self._events if isinstance(e, TurnEnded)}
+
+    def _append(self, event: Output) -> None:
+        self._events.append(event)
+        self._weight += _weight(event)
+        self._wake_reader()
+
+    def _keep(self, wanted: Callable[[Output], bool]) -> None:
+        self._events = deque(e for e in self._events if wanted(e))
+        self._weight = sum(map(_weight, self._events))
+        self._wake_writers()
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_result(None)
+
+    def _wake_writers(self) -> None:
+        while self._roomy:
+            room = self._roomy.popleft()
+            if not room.done():
+                room.set_result(None)
