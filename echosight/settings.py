@@ -1,0 +1,193 @@
+"""Settings: from the command line, the environment and `.env`, in that order, as one frozen object.
+
+Every setting is a flag (`idle_timeout_s` is ``--idle-timeout-s``) and a variable (``SERVER_IDLE_TIMEOUT_S``);
+a few variables have a short name as well (``MODEL_ID``, ``API_TOKENS``, ``RECORD``, ``LOG_DIR``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from echosight.options import GenerateOptions, SessionOptions, TurnOptions
+
+_PREFIX = "SERVER_"
+_TURN = TurnOptions()
+
+
+def _commas(value: object) -> object:
+    return [part for piece in value.split(",") if (part := piece.strip())] if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _loopback_unless_guarded(known: dict[str, Any]) -> str:
+    return "0.0.0.0" if known.get("api_tokens") else "127.0.0.1"
+
+
+class Settings(BaseSettings):
+    """All that whoever runs the server can choose. Build it with `load`; tests may build it with keywords.
+
+    Raises pydantic's `ValidationError` on values that make no sense.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_file=".env", extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+    api_tokens: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_commas)] = Field(
+        (), validation_alias="API_TOKENS", description="tokens that open the routes, separated by commas"
+    )
+    server_name: str = Field(
+        "EchoSight", min_length=1, validation_alias="SERVER_NAME", description="what the server calls itself"
+    )
+    host: str = Field(
+        default_factory=_loopback_unless_guarded,
+        description="address to listen at (default: 127.0.0.1, or 0.0.0.0 where API_TOKENS are set)",
+    )
+    port: int = Field(32550, ge=0, le=65535, description="port to listen at")
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_commas)] = Field(
+        (), description="web origins that may call from a browser, separated by commas"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        "info", description="debug, info, warning or error"
+    )
+
+    model: str | None = Field(
+        None,
+        validation_alias="MODEL_ID",
+        description="what answers: a model's id, folder, file or URL (default: the built-in demo engine)",
+    )
+    system_prompt: str = Field("", description="instructions for the model, where a client gives none")
+    voice: str | None = Field(None, description="voice of the answers (default: the engine's first)")
+    language: str | None = Field(None, description="language spoken, e.g. en (default: the engine's choice)")
+    max_history_turns: int = Field(10, ge=1, description="turns that a model is reminded of")
+    speech_workers: int = Field(
+        default_factory=lambda: min(4, os.cpu_count() or 1),
+        ge=1,
+        description="processes that hear and speak for the built-in engine (default: one a core, at most 4)",
+    )
+
+    vad_threshold: float = Field(_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
+    silence_ms: int = Field(_TURN.silence_ms, ge=32, le=10_000, description="silence that ends a turn")
+    min_speech_ms: int = Field(_TURN.min_speech_ms, ge=32, le=5_000, description="speech that begins a turn")
+    prefix_padding_ms: int = Field(
+        _TURN.prefix_padding_ms, ge=0, le=5_000, description="audio kept from before speech was noticed"
+    )
+    max_turn_s: float = Field(_TURN.max_turn_ms / 1000, ge=1, description="longest turn that is spoken live")
+
+    max_sessions: int = Field(0, ge=0, description="sessions at once (0: what the engine can hold)")
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="largest HTTP body")
+    max_message_bytes: int = Field(16 << 20, ge=1024, description="largest WebSocket message")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="largest picture")
+    max_audio_seconds: float = Field(600, ge=1, description="longest recording in one request")
+    idle_timeout_s: float = Field(300, gt=0, description="a session that hears nothing for so long is closed")
+    linger_s: float = Field(60, ge=0, description="a session is kept so long for a client that lost its socket")
+
+    record: bool = Field(False, validation_alias="RECORD", description="keep what is said and shown on disk")
+    log_dir: Path = Field(Path("log_data"), validation_alias="LOG_DIR", description="where recordings go")
+    max_record_mb: int = Field(1024, ge=1, description="recordings beyond this size: the oldest are deleted")
+    max_record_days: float = Field(30, gt=0, description="recordings older than this are deleted")
+
+    @classmethod
+    def load(cls, argv: Sequence[str] | None = None) -> Settings:
+        """Read the command line (`sys.argv` if None), the environment and `.env`.
+
+        A mistake ends the program with one sentence and exit status 2.
+        """
+        parser = _parser()
+        given = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            parser.exit(2, f"{parser.prog}: {_sentence(error)}\n")
+
+    def admits(self, token: str | None) -> bool:
+        """Whether a caller with this token may come in; without API_TOKENS everybody may."""
+        offered = (token or "").encode()
+        matches = [hmac.compare_digest(offered, known.get_secret_value().encode()) for known in self.api_tokens]
+        return any(matches) or not matches
+
+    def session_options(self) -> SessionOptions:
+        """What a session starts with."""
+        turn = TurnOptions(
+            threshold=self.vad_threshold,
+            prefix_padding_ms=self.prefix_padding_ms,
+            min_speech_ms=self.min_speech_ms,
+            silence_ms=self.silence_ms,
+            max_turn_ms=round(self.max_turn_s * 1000),
+        )
+        answer = GenerateOptions(voice=self.voice)
+        return SessionOptions(instructions=self.system_prompt, language=self.language, turn=turn, answer=answer)
+
+
+_GROUPS = {
+    "api_tokens": "server",
+    "model": "model",
+    "vad_threshold": "turns",
+    "max_sessions": "limits",
+    "record": "recordings",
+}
+
+
+def _variable(name: str, field: FieldInfo) -> str:
+    return str(field.validation_alias or _PREFIX + name.upper())
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """(group, name, field) of every setting; a group begins at the fields named in `_GROUPS`."""
+    group = ""
+    for name, field in Settings.model_fields.items():
+        group = _GROUPS.get(name, group)
+        yield group, name, field
+
+
+def _parser() -> argparse.ArgumentParser:
+    """One flag a setting; absent flags leave no trace, so the environment decides. Values are judged by `Settings`."""
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name or "model_server.py",
+        usage="%(prog)s [--model MODEL] [--port PORT] [--record] [options]",
+        description="EchoSight: a server for live voice and vision.",
+        epilog="API_TOKENS is a variable only, so that no process list shows it. Variables may also stand in .env.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for group, name, field in _fields():
+        if name == "api_tokens":
+            continue
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        add = groups[group].add_argument
+        default = "" if field.default_factory or field.default in (None, "", ()) else f", default {field.default}"
+        text = f"{field.description} [{_variable(name, field)}{default}]".replace("%", "%%")
+        if field.annotation is bool:
+            add(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            add(_flag(name), metavar=name.rpartition("_")[2].upper(), help=text)
+    return parser
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake in words, without the value: it may be a secret."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    at = str(first["loc"][0])
+    for _, name, field in _fields():
+        if at.lower() in (name, _variable(name, field).lower()):
+            return f"{_flag(name)} ({_variable(name, field)}): {first['msg']}"
+    return f"{at}: {first['msg']}"
