@@ -173,7 +173,7 @@ class _Filter:
         self.up, self.down = int(to_hz // common), int(from_hz // common)
         reach = -(-_ZEROS * max(self.up, self.down) // self.up)
         self.before, self.taps = reach - 1, 2 * reach
-        repeat = max(1, 16 // self.up)
+        repeat = max(1, 8 // self.up)
         self.block, self.step = self.up * repeat, self.down * repeat
         self.phases = min(self.up, _MAX_PHASES)
         self._table = self._design(min(1.0, self.up / self.down))
