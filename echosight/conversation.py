@@ -43,10 +43,14 @@ class AudioPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture shown `at_ms` into the audio of its item (0 where there is no audio)."""
+    """A picture shown `at_ms` into the audio of its item (0 where there is no audio).
+
+    `detail` is ``low``, ``high`` or ``auto``: how closely a model should look.
+    """
 
     frame: ImageFrame
     at_ms: int = 0
+    detail: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -350,8 +350,8 @@ class Failure:
 
 
 Output = (
-    Opened | Configured | Marked | SpeechStarted | SpeechStopped | InputCleared | InputCommitted | Heard | NotUnderstood | Level
-    | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
+    Opened | Configured | Marked | SpeechStarted | SpeechStopped | InputCleared | InputCommitted | Heard
+    | NotUnderstood | Level | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
     | TurnStarted | TextDelta | SpeechDelta | ToolCallDelta | TurnEnded | Failure
 )  # fmt: skip
 

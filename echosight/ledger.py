@@ -63,6 +63,12 @@ class Ledger:
             return 0.0
         return min(self.sent_ms, (now - self._first_sent_at) * 1000)
 
+    def unplayed_ms(self, now: float) -> float:
+        """Speech that was made and cannot have been played yet."""
+        if self._first_sent_at is None:
+            return 0.0
+        return self.spoken_ms - (now - self._first_sent_at) * 1000
+
     def playing(self, now: float) -> bool:
         """Whether the client may still have speech of it to play."""
         return self.spoken_ms > 0 and self.heard_ms(now) < self.spoken_ms

@@ -28,7 +28,11 @@ class TurnOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """How one answer is made. None means: as the session or the engine has it."""
+    """How one answer is made. None means: as the session or the engine has it.
+
+    With `lead_ms`, speech is delivered no further ahead of its own playing than that, so that a client which only
+    plays what comes falls silent soon after the answer is stopped; without, as fast as it is made.
+    """
 
     instructions: str | None = None
     speech: bool = True
@@ -41,13 +45,15 @@ class GenerateOptions:
     top_p: float | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     tool_choice: str | dict[str, Any] = "auto"
+    lead_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """All that a client can choose for its session. `turn` None: turns are committed by hand.
 
-    Answers are delivered at `output_hz`, whatever the engine speaks at.
+    Answers are delivered at `output_hz`, whatever the engine speaks at. `levels` asks for the probability of
+    speech of every window; `hd_video` for pictures to be looked at in full detail.
     """
 
     instructions: str = ""
@@ -57,3 +63,4 @@ class SessionOptions:
     answer: GenerateOptions = field(default_factory=GenerateOptions)
     output_hz: int = 24_000
     levels: bool = False
+    hd_video: bool = False

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from echosight.events import Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
+from echosight.events import Heard, Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
 
 ROOM_BYTES = 192 * 1024
 """Deltas that may wait: four seconds of 24 kHz speech."""
@@ -23,10 +23,6 @@ def _weight(event: Output) -> int:
             return 64
         case _:
             return 0
-
-
-def _turn_of(event: Output) -> str | None:
-    return getattr(event, "turn", None)
 
 
 class Outbox:
@@ -53,6 +49,8 @@ class Outbox:
         """Add an announcement at once."""
         if self.closed:
             return
+        if isinstance(event, Heard) and self._events and self._supersedes(event, self._events[-1]):
+            self._events.pop()
         if len(self._events) >= FLOOD_EVENTS:
             self.flooded = True
             self.close()
@@ -72,10 +70,12 @@ class Outbox:
         """Forget the deltas of a turn that were not sent."""
         self._keep(lambda e: not (isinstance(e, TextDelta | SpeechDelta | ToolCallDelta) and e.turn == turn))
 
-    def forget_unseen(self, turn: str) -> None:
-        """Forget a turn altogether if not even its beginning was sent."""
-        if any(isinstance(e, TurnStarted) and e.turn == turn for e in self._events):
-            self._keep(lambda e: _turn_of(e) != turn)
+    def rewind(self) -> None:
+        """For a reader that comes late: keep only the latest turn, and that only if it was not stopped meanwhile."""
+        starts = [e.turn for e in self._events if isinstance(e, TurnStarted)]
+        stopped = {e.turn for e in self._events if isinstance(e, TurnEnded) and e.outcome == "cancelled"}
+        latest = starts[-1] if starts and starts[-1] not in stopped else None
+        self._keep(lambda e: latest is not None and getattr(e, "turn", None) == latest)
 
     def close(self) -> None:
         """Take in no more. What waits can still be read."""
@@ -105,9 +105,9 @@ class Outbox:
         while (event := await self.get()) is not None:
             yield event
 
-    def ended_turns(self) -> set[str]:
-        """The turns whose end waits to be read."""
-        return {e.turn for e in self._events if isinstance(e, TurnEnded)}
+    @staticmethod
+    def _supersedes(new: Heard, old: Output) -> bool:
+        return isinstance(old, Heard) and old.item_id == new.item_id and not old.transcript.final
 
     def _append(self, event: Output) -> None:
         self._events.append(event)

@@ -29,6 +29,9 @@ Tap = Callable[["ev.Input | ev.Output"], None]
 KEPT_SPEECH_MS = 60_000
 """Raw speech that a conversation keeps once it is transcribed."""
 
+STALE_LEVELS = 32
+"""Unread events behind which a level meter is of no more use."""
+
 
 class Session:
     """A conversation between one client and one engine.
@@ -139,7 +142,7 @@ class Session:
             return
         for window in self._ear.windows(pcm):
             probability, signals = await self._ear.judge(window)
-            if self.options.levels:
+            if self.options.levels and len(self.outbox) < STALE_LEVELS:
                 self._announce(ev.Level(self._ear.position, probability))
             if probability >= self._ear.options.threshold:
                 self._speech_end = self._clock()
@@ -167,9 +170,7 @@ class Session:
         if self._ear.options.interrupt_response:
             await self.stop("turn_detected")
         await self._hearing.add(speech(self._ear.take(at)))
-        if self._glimpse is not None:
-            glimpse, self._glimpse = self._glimpse, None
-            await self._hearing.add(ImagePart(glimpse))
+        await self._add_glimpse()
 
     async def _speech_ended(self, at: int) -> None:
         if not self._paused and (pcm := self._ear.take()):
@@ -182,16 +183,20 @@ class Session:
 
     async def _see(self, frame: ImageFrame) -> None:
         """A frame belongs to the turn in progress; between turns the newest waits for the next one."""
-        if self.options.turn is not None and not self._ear.speaking:
-            self._glimpse = frame
-        else:
-            await self._hearing.add(ImagePart(frame))
+        self._glimpse = frame
+        if self.options.turn is None or self._ear.speaking:
+            await self._add_glimpse()
+
+    async def _add_glimpse(self) -> None:
+        if self._glimpse is not None:
+            part = ImagePart(self._glimpse, detail="high" if self.options.hd_video else "auto")
+            self._glimpse = None
+            await self._hearing.add(part)
 
     async def _commit_by_hand(self, min_audio_ms: int) -> None:
         if pcm := self._ear.rest():
             await self._hearing.add(speech(pcm))
-        if self._glimpse is not None:
-            await self._hearing.add(ImagePart(self._glimpse))
+        await self._add_glimpse()
         turn = self.conversation.open
         has = turn.duration_ms if turn else 0
         if not turn or (has < min_audio_ms and not turn.close().images and not turn.close().text):
@@ -200,7 +205,7 @@ class Session:
                 f"{max(min_audio_ms, 1)}ms of audio, but buffer only has {has:.2f}ms of audio.",
                 code="input_audio_buffer_commit_empty",
             )
-        self._glimpse, self._paused = None, False
+        self._paused = False
         self._ear.forget()
         self._speech_end = self._clock()
         self._commit()
@@ -266,6 +271,7 @@ class Session:
                     for event in news:
                         self._announce(event)
                     if delta is not None:
+                        await self._pace(answer, delta, options.lead_ms)
                         await self._put(delta)
             if (rest := answer.rest()) is not None:
                 await self._put(rest)
@@ -281,6 +287,12 @@ class Session:
         if self._next is not None:
             request, self._next = self._next, None
             self._begin(request)
+
+    async def _pace(self, answer: Answer, delta: ev.Delta, lead_ms: int | None) -> None:
+        if lead_ms is not None and isinstance(delta, ev.SpeechDelta):
+            early_ms = answer.ledger.unplayed_ms(self._clock()) - lead_ms
+            if early_ms > 0:
+                await asyncio.sleep(early_ms / 1000)
 
     def _end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None, error: str | None = None) -> None:
         self._hearing.answering = False

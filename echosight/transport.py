@@ -1,0 +1,87 @@
+"""The only pumps between FastAPI's sockets and a session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import WebSocket, WebSocketDisconnect
+from sse_starlette import EventSourceResponse
+
+from echosight.errors import InputError
+from echosight.events import Failure
+from echosight.session import Session
+from echosight.wire import Message, Wire
+
+UNREAD = 1008
+"""Close code for a client that does not read what it is sent."""
+
+KEEP_ALIVE_S = 15
+
+
+async def serve(socket: WebSocket, wire: Wire, session: Session, *first: Message) -> None:
+    """Carry a session over an accepted socket until one side ends it. `first`: messages that were already received."""
+    tasks = [asyncio.create_task(_up(socket, wire, session, first)), asyncio.create_task(_down(socket, wire, session))]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except WebSocketDisconnect:
+        pass
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Message, ...]) -> None:
+    for message in first:
+        await _take(wire, session, message)
+    while (message := await receive(socket)) is not None:
+        await _take(wire, session, message)
+
+
+async def _take(wire: Wire, session: Session, message: Message) -> None:
+    try:
+        for event in wire.receive(message):
+            await session.feed(event)
+    except InputError as error:
+        session.refuse(Failure(error.code, error.message, error.param, wire.reference))
+
+
+async def _down(socket: WebSocket, wire: Wire, session: Session) -> None:
+    async for event in session.outbox:
+        for message in wire.send(event):
+            await send(socket, message)
+    await socket.close(UNREAD if session.outbox.flooded else 1001)
+
+
+async def receive(socket: WebSocket) -> Message | None:
+    """The next message; None once the client is gone."""
+    packet = await socket.receive()
+    if packet["type"] == "websocket.disconnect":
+        return None
+    text: str | None = packet.get("text")
+    data: bytes = packet.get("bytes") or b""
+    return text if text is not None else data
+
+
+async def send(socket: WebSocket, message: Message) -> None:
+    if isinstance(message, str):
+        await socket.send_text(message)
+    else:
+        await socket.send_bytes(message)
+
+
+def sse(records: AsyncGenerator[dict[str, Any]]) -> EventSourceResponse:
+    """Records as server-sent events, with a comment as keep-alive. A client that goes away closes `records`."""
+    return EventSourceResponse(_messages(records), ping=KEEP_ALIVE_S)
+
+
+async def _messages(records: AsyncGenerator[dict[str, Any]]) -> AsyncIterable[dict[str, str]]:
+    async with aclosing(records):
+        async for record in records:
+            yield {"event": "message", "data": orjson.dumps(record).decode()}
