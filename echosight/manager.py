@@ -1,0 +1,272 @@
+"""StreamManager: the sessions of all callers, and the one engine that answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from echosight import events as ev
+from echosight.conversation import Item, new_id
+from echosight.engines import Engine
+from echosight.errors import EngineFull, InputError, SetupError
+from echosight.journal import Journal
+from echosight.media import AudioChunk
+from echosight.metrics import Metrics
+from echosight.options import SessionOptions
+from echosight.session import Session, Tap
+from echosight.settings import Settings
+from echosight.turns import VoiceActivity
+from echosight.wire.content import CustomOptions, apply_options
+
+log = logging.getLogger(__name__)
+
+LEAD_MS = 1_000
+"""How far live speech is sent ahead of its playing: covers a slow network, and dies out soon after a stop."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A session and who is at its ends."""
+
+    session: Session
+    close: Callable[[], Awaitable[None]]
+    readers: int = 0
+    sockets: int = 0
+    expires: float = 0.0
+    lingers: bool = False
+
+
+class StreamManager:
+    """Keeps one session a caller. A caller is a key: nobody reaches the session of another.
+
+    Sessions live from a caller's first request until it has been silent for `idle_timeout_s`, or has lost its
+    socket for `linger_s`. All tasks of a session belong to it, not to the request that caused them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        voice_activity: VoiceActivity,
+        metrics: Metrics,
+        journal: Journal,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.failed: SetupError | None = None
+        self.ready = False
+        self._voice_activity = voice_activity
+        self._metrics = metrics
+        self._journal = journal
+        self._clock = clock
+        self._places: dict[str, _Place] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        metrics.count_sessions(lambda: self.sessions)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load the engine beside, so that /health can tell about it; on leaving, end all sessions."""
+        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._expire())]
+        try:
+            yield
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for key in list(self._places):
+                await self._drop(key)
+            await self.engine.close()
+            await self._journal.close()
+
+    async def _load(self) -> None:
+        try:
+            await self.engine.start()
+            self.ready = True
+            log.info("%s is ready", self.engine.name)
+        except SetupError as error:
+            self.failed = error
+            log.error("%s", error.message)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            now = self._clock()
+            for key in [k for k, place in self._places.items() if place.expires <= now and not self._in_use(place)]:
+                log.info("session %s expired", self._places[key].session.id)
+                await self._drop(key)
+
+    @staticmethod
+    def _in_use(place: _Place) -> bool:
+        return place.readers > 0 or place.sockets > 0
+
+    # --- sessions -------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> int:
+        return len(self._places)
+
+    @property
+    def capacity(self) -> int:
+        """Sessions there can be at once."""
+        return min(self.engine.capacity, self.settings.max_sessions or self.engine.capacity)
+
+    async def open(self, key: str, options: SessionOptions | None = None) -> Session:
+        """The caller's session, a new one where there is none. Raises `EngineFull`."""
+        place = self._places.get(key)
+        if place is not None and place.session.outbox.closed:
+            await self._drop(key)
+            place = None
+        if place is None:
+            await self._make_room()
+            place = self._new_place(options or self.live_options())
+            self._places[key] = place
+        place.expires = self._clock() + self.settings.idle_timeout_s
+        place.lingers = False
+        return place.session
+
+    @asynccontextmanager
+    async def connect(self, key: str, options: SessionOptions | None = None) -> AsyncIterator[Session]:
+        """The caller's session for as long as a socket lasts. A caller has one socket that reads at a time.
+
+        When the socket is lost its answer stops; the session waits `linger_s` for the caller to come back.
+        """
+        session = await self.open(key, options)
+        place = self._places[key]
+        self._claim(place)
+        place.sockets += 1
+        try:
+            yield session
+        finally:
+            place.sockets -= 1
+            place.readers -= 1
+            place.expires = self._clock() + self.settings.linger_s
+            place.lingers = True
+            await session.stop("client_gone")
+            if self.settings.linger_s == 0:
+                await self._drop(key)
+
+    def live_options(self) -> SessionOptions:
+        """What a session starts with. Speech keeps close to its playing, so that stopping it is heard."""
+        options = self.settings.session_options()
+        return replace(options, answer=replace(options.answer, lead_ms=LEAD_MS))
+
+    def _new_place(self, options: SessionOptions) -> _Place:
+        session_id = new_id("sess")
+        recording = self._journal.open(session_id)
+        taps: list[Tap] = [self._measure, *([recording.write] if recording else [])]
+        session = Session(session_id, self.engine, self._voice_activity.stream(), options, taps=taps)
+
+        async def close() -> None:
+            await session.close()
+            if recording is not None:
+                await recording.close()
+
+        return _Place(session, close)
+
+    def _measure(self, event: ev.Input | ev.Output) -> None:
+        match event:
+            case ev.TurnEnded():
+                self._metrics.turn_ended(event)
+            case ev.Failure():
+                self._metrics.failure(event)
+            case _:
+                pass
+
+    async def _make_room(self) -> None:
+        """Callers that lost their socket give way, the longest gone first."""
+        if not self.ready:
+            raise EngineFull(self.failed.message if self.failed else "The engine is loading", retry_after=2)
+        while len(self._places) >= self.capacity:
+            gone = [(p.expires, k) for k, p in self._places.items() if p.lingers and not self._in_use(p)]
+            if not gone:
+                raise EngineFull
+            await self._drop(min(gone)[1])
+
+    async def _drop(self, key: str) -> None:
+        place = self._places.pop(key, None)
+        if place is not None:
+            await place.close()
+
+    @staticmethod
+    def _refuse_second_reader(place: _Place) -> None:
+        if place.readers:
+            raise InputError("This caller's answers are being read already", code="already_reading", status=409)
+
+    def _claim(self, place: _Place) -> None:
+        self._refuse_second_reader(place)
+        place.readers += 1
+
+    # --- what the EchoSight protocol asks for ---------------------------------------------------
+
+    async def prefill(self, key: str, inputs: Iterable[ev.Input]) -> bool:
+        """Take in what the caller says and shows. True while its answer is being made."""
+        session = await self.open(key)
+        for event in inputs:
+            await session.feed(event)
+        return session.answering
+
+    async def may_read(self, key: str) -> None:
+        """Find out in time whether `generate` would refuse. Raises `EngineFull`, or `InputError` (409)."""
+        await self.open(key)
+        self._refuse_second_reader(self._places[key])
+
+    async def generate(self, key: str, item: Item | None = None) -> AsyncGenerator[ev.Output]:
+        """The events of the caller's next answer, to its end; with `item`, of the answer to just that turn.
+
+        Closing it stops the answer. Raises `InputError` (409) where the caller's answers are being read already.
+        """
+        session = await self.open(key)
+        place = self._places[key]
+        self._claim(place)
+        ended = False
+        try:
+            session.outbox.rewind()
+            if item is not None:
+                await session.stop()
+                session.outbox.rewind()
+                await session.feed(ev.AddItem(item))
+                options = replace(session.options.answer, lead_ms=None)
+                await session.feed(ev.Respond(options, interrupt=True))
+            async for event in session.outbox:
+                ended = isinstance(event, ev.TurnEnded)
+                yield event
+                if ended:
+                    return
+        finally:
+            place.readers -= 1
+            place.expires = self._clock() + self.settings.idle_timeout_s
+            if not ended:
+                await session.stop("client_gone")
+
+    async def stop(self, key: str) -> None:
+        """Stop the caller's own answer, if there is one."""
+        if (place := self._places.get(key)) is not None:
+            await place.session.stop()
+
+    async def feedback(self, record: Mapping[str, Any]) -> None:
+        """Keep what a user thought of an answer."""
+        await self._journal.feedback(record)
+
+    async def upload_customized_audio(self, key: str, sample: AudioChunk | None) -> None:
+        """A voice to imitate in the caller's session; None: the default voice."""
+        session = await self.open(key)
+        answer = replace(session.options.answer, voice_sample=sample)
+        await session.feed(ev.Configure(replace(session.options, answer=answer)))
+
+    async def update_customized_options(self, key: str, chosen: CustomOptions) -> None:
+        """The caller's choices, for its own session."""
+        session = await self.open(key)
+        await session.feed(ev.Configure(apply_options(session.options, chosen)))
+
+    async def sys_prompt_init(self, key: str) -> None:
+        """Begin the caller's conversation anew, under the instructions it chose."""
+        session = await self.open(key)
+        await session.feed(ev.Reset())

@@ -1,0 +1,1 @@
+"""FastAPI routers, one file a protocol family. They find a session and call a pump."""

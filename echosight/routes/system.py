@@ -1,0 +1,59 @@
+"""What the server says about itself: /health, /metrics and /."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from echosight import __version__
+from echosight.manager import StreamManager
+from echosight.metrics import CONTENT_TYPE
+from echosight.routes.callers import admit, manager_of
+
+open_router = APIRouter(tags=["system"])
+router = APIRouter(tags=["system"], dependencies=[Depends(admit)])
+
+Manager = Annotated[StreamManager, Depends(manager_of)]
+
+_STARTED = time.monotonic()
+
+
+@open_router.get("/health")
+@open_router.get("/api/v1/health")
+async def health(manager: Manager) -> JSONResponse:
+    """200 once answers can be made; 503 while the engine loads or when it cannot."""
+    state: dict[str, Any] = {
+        "status": "OK" if manager.ready else "error" if manager.failed else "loading",
+        "model": manager.engine.name,
+        "sessions": manager.sessions,
+        "capacity": manager.capacity,
+        "uptime_s": round(time.monotonic() - _STARTED, 1),
+        "version": __version__,
+    }
+    if manager.failed:
+        state["detail"] = manager.failed.message
+    return JSONResponse(state, 200 if manager.ready else 503, {} if manager.ready else {"Retry-After": "2"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/")
+async def root(manager: Manager) -> dict[str, Any]:
+    """What this is, and where its doors are."""
+    return {
+        "name": "EchoSight",
+        "version": __version__,
+        "model": manager.engine.name,
+        "docs": "/docs",
+        "endpoints": {
+            "echosight": ["/stream", "/completions", "/stop", "/feedback", "/init_options", "/ws/stream"],
+            "system": ["/health", "/metrics"],
+        },
+    }

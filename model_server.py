@@ -1,0 +1,105 @@
+"""The server: settings, engine, StreamManager, FastAPI app; and the command line."""
+
+from __future__ import annotations
+
+import os
+
+# Tiny matrix products run slower on several threads, and the event loop wants the other cores for others.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+
+from echosight import __version__
+from echosight.engines.load import load
+from echosight.errors import EngineFull, InputError, SetupError
+from echosight.journal import Journal
+from echosight.manager import StreamManager
+from echosight.metrics import Metrics
+from echosight.routes import echosight as echosight_routes
+from echosight.routes import system
+from echosight.settings import Settings
+from echosight.turns import VoiceActivity
+from vad_utils import SileroVADModel
+
+__all__ = ["StreamManager", "create_app", "main"]
+
+VAD_MODEL = Path(__file__).with_name("silero_vad.onnx")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application with everything in it; nothing of it is global. Raises `SetupError`."""
+    engine = load(settings)
+    metrics = Metrics(__version__, engine.name)
+    journal = Journal(
+        settings.log_dir / str(settings.port),
+        record=settings.record,
+        max_bytes=settings.max_record_mb << 20,
+        max_age_s=settings.max_record_days * 86_400,
+    )
+    manager = StreamManager(engine, settings, VoiceActivity(SileroVADModel(VAD_MODEL)), metrics, journal)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with manager.running():
+            yield
+
+    app = FastAPI(title=settings.name, version=__version__, lifespan=lifespan)
+    app.state.settings, app.state.manager, app.state.metrics = settings, manager, metrics
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_exception_handler(InputError, refuse)
+    app.add_exception_handler(EngineFull, defer)
+    app.include_router(system.open_router)
+    app.include_router(system.router)
+    app.include_router(echosight_routes.router)
+    app.include_router(echosight_routes.router, prefix="/api/v1", include_in_schema=False)
+    app.include_router(echosight_routes.sockets)
+    return app
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """What the caller did wrong, with its status."""
+    assert isinstance(error, InputError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse({"detail": error.message, "code": error.code, "param": error.param}, error.status, headers)
+
+
+async def defer(_: Request, error: Exception) -> JSONResponse:
+    """No conversation can be added now."""
+    assert isinstance(error, EngineFull)
+    return JSONResponse(
+        {"detail": error.message, "code": error.code}, 503, headers={"Retry-After": str(error.retry_after)}
+    )
+
+
+def main() -> None:
+    """`uv run model_server.py`."""
+    settings = Settings.load()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        app = create_app(settings)
+    except SetupError as error:
+        sys.exit(f"model_server.py: {error.message}")
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level if settings.log_level == "debug" else "warning",
+        ws_max_size=settings.max_message_bytes,
+        timeout_graceful_shutdown=3,
+    )
+
+
+if __name__ == "__main__":
+    main()
