@@ -47,58 +47,58 @@ class Settings(BaseSettings):
     )
 
     api_tokens: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_commas)] = Field(
-        (), validation_alias="API_TOKENS", description="tokens that open the routes, separated by commas"
+        default=(), validation_alias="API_TOKENS", description="tokens that open the routes, separated by commas"
     )
     server_name: str = Field(
-        "EchoSight", min_length=1, validation_alias="SERVER_NAME", description="what the server calls itself"
+        default="EchoSight", min_length=1, validation_alias="SERVER_NAME", description="what the server calls itself"
     )
     host: str = Field(
         default_factory=_loopback_unless_guarded,
         description="address to listen at (default: 127.0.0.1, or 0.0.0.0 where API_TOKENS are set)",
     )
-    port: int = Field(32550, ge=0, le=65535, description="port to listen at")
+    port: int = Field(default=32550, ge=0, le=65535, description="port to listen at")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_commas)] = Field(
-        (), description="web origins that may call from a browser, separated by commas"
+        default=(), description="web origins that may call from a browser, separated by commas"
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
-        "info", description="debug, info, warning or error"
+        default="info", description="debug, info, warning or error"
     )
 
     model: str | None = Field(
-        None,
+        default=None,
         validation_alias="MODEL_ID",
         description="what answers: a model's id, folder, file or URL (default: the built-in demo engine)",
     )
-    system_prompt: str = Field("", description="instructions for the model, where a client gives none")
-    voice: str | None = Field(None, description="voice of the answers (default: the engine's first)")
-    language: str | None = Field(None, description="language spoken, e.g. en (default: the engine's choice)")
-    max_history_turns: int = Field(10, ge=1, description="turns that a model is reminded of")
+    system_prompt: str = Field(default="", description="instructions for the model, where a client gives none")
+    voice: str | None = Field(default=None, description="voice of the answers (default: the engine's first)")
+    language: str | None = Field(default=None, description="language spoken, e.g. en (default: the engine's choice)")
+    max_history_turns: int = Field(default=10, ge=1, description="turns that a model is reminded of")
     speech_workers: int = Field(
         default_factory=lambda: min(4, os.cpu_count() or 1),
         ge=1,
         description="processes that hear and speak for the built-in engine (default: one a core, at most 4)",
     )
 
-    vad_threshold: float = Field(_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
-    silence_ms: int = Field(_TURN.silence_ms, ge=32, le=10_000, description="silence that ends a turn")
-    min_speech_ms: int = Field(_TURN.min_speech_ms, ge=32, le=5_000, description="speech that begins a turn")
+    vad_threshold: float = Field(default=_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
+    silence_ms: int = Field(default=_TURN.silence_ms, ge=32, le=10_000, description="silence that ends a turn")
+    min_speech_ms: int = Field(default=_TURN.min_speech_ms, ge=32, le=5_000, description="speech that begins a turn")
     prefix_padding_ms: int = Field(
-        _TURN.prefix_padding_ms, ge=0, le=5_000, description="audio kept from before speech was noticed"
+        default=_TURN.prefix_padding_ms, ge=0, le=5_000, description="audio kept from before speech was noticed"
     )
-    max_turn_s: float = Field(_TURN.max_turn_ms / 1000, ge=1, description="longest turn that is spoken live")
+    max_turn_s: float = Field(default=_TURN.max_turn_ms / 1000, ge=1, description="longest turn that is spoken live")
 
-    max_sessions: int = Field(0, ge=0, description="sessions at once (0: what the engine can hold)")
-    max_body_bytes: int = Field(32 << 20, ge=1024, description="largest HTTP body")
-    max_message_bytes: int = Field(16 << 20, ge=1024, description="largest WebSocket message")
-    max_image_pixels: int = Field(40_000_000, ge=1, description="largest picture")
-    max_audio_seconds: float = Field(600, ge=1, description="longest recording in one request")
-    idle_timeout_s: float = Field(300, gt=0, description="a session that hears nothing for so long is closed")
-    linger_s: float = Field(60, ge=0, description="a session is kept so long for a client that lost its socket")
+    max_sessions: int = Field(default=0, ge=0, description="sessions at once (0: what the engine can hold)")
+    max_body_bytes: int = Field(default=32 << 20, ge=1024, description="largest HTTP body")
+    max_message_bytes: int = Field(default=16 << 20, ge=1024, description="largest WebSocket message")
+    max_image_pixels: int = Field(default=40_000_000, ge=1, description="largest picture")
+    max_audio_seconds: float = Field(default=600, ge=1, description="longest recording in one request")
+    idle_timeout_s: float = Field(default=300, gt=0, description="a session that hears nothing for so long is closed")
+    linger_s: float = Field(default=60, ge=0, description="a session is kept so long for a client that lost its socket")
 
-    record: bool = Field(False, validation_alias="RECORD", description="keep what is said and shown on disk")
-    log_dir: Path = Field(Path("log_data"), validation_alias="LOG_DIR", description="where recordings go")
-    max_record_mb: int = Field(1024, ge=1, description="recordings beyond this size: the oldest are deleted")
-    max_record_days: float = Field(30, gt=0, description="recordings older than this are deleted")
+    record: bool = Field(default=False, validation_alias="RECORD", description="keep what is said and shown on disk")
+    log_dir: Path = Field(default=Path("log_data"), validation_alias="LOG_DIR", description="where recordings go")
+    max_record_mb: int = Field(default=1024, ge=1, description="recordings beyond this size: the oldest are deleted")
+    max_record_days: float = Field(default=30, gt=0, description="recordings older than this are deleted")
 
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Settings:

@@ -9,7 +9,7 @@ Run it with any Python; it needs uv.
 
 uv takes the versions from such a lock and fills in the addresses of the user's own registry, because the Python
 range written in it is one step wider than the project's; so the first `uv run` leaves a changed `uv.lock` behind.
-Let git see through that, once for each clone:
+A commit never takes those addresses up where git is told, once for each clone:
 
     git config filter.lock.clean "python3 scripts/lock.py --strip"
 """

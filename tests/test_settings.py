@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from echosight.options import SessionOptions
+from echosight.settings import Settings
+
+VARIABLES = ("MODEL_ID", "API_TOKENS", "RECORD", "LOG_DIR", "SERVER_NAME", "SERVER_HOST", "SERVER_PORT", "SERVER_VOICE")
+
+
+@pytest.fixture(autouse=True)
+def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no `.env` of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_defaults_are_those_of_the_readme() -> None:
+    settings = Settings.load([])
+    assert (settings.host, settings.port, settings.model, settings.record) == ("127.0.0.1", 32550, None, False)
+    assert settings.session_options() == SessionOptions()
+    assert settings.log_dir == Path("log_data")
+
+
+def test_flag_beats_variable_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SERVER_PORT=1001\nSERVER_NAME=from file\nMODEL_ID=file\nUNRELATED=1\n")
+    monkeypatch.setenv("SERVER_PORT", "1002")
+    monkeypatch.setenv("SERVER_NAME", "from environment")
+    settings = Settings.load(["--port", "1003"])
+    assert (settings.port, settings.server_name, settings.model) == (1003, "from environment", "file")
+
+
+def test_tokens_open_the_server_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKENS", " one, two ,")
+    settings = Settings.load([])
+    assert settings.host == "0.0.0.0"
+    assert [settings.admits(token) for token in ("one", "two", "three", "", None)] == [True, True, False, False, False]
+    assert Settings.load(["--host", "127.0.0.1"]).host == "127.0.0.1"
+    assert "one" not in repr(settings)
+
+
+def test_without_tokens_everybody_may_come_in() -> None:
+    assert Settings.load([]).admits(None)
+
+
+def test_unrelated_variables_of_the_shell_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HOST": "x86_64", "PORT": "1", "LANGUAGE": "en_US", "VOICE": "x", "MODEL": "pc105"}.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load([]) == Settings.load([])
+    settings = Settings.load([])
+    assert (settings.host, settings.port, settings.language, settings.voice) == ("127.0.0.1", 32550, None, None)
+    assert settings.model is None
+
+
+def test_turn_settings_reach_the_session() -> None:
+    argv = ["--silence-ms", "500", "--vad-threshold", "1", "--max-turn-s", "9", "--system-prompt", "Be brief"]
+    options = Settings.load([*argv, "--voice", "en-gb", "--language", "en"]).session_options()
+    assert options.turn is not None
+    assert (options.turn.silence_ms, options.turn.threshold, options.turn.max_turn_ms) == (500, 1.0, 9000)
+    assert (options.instructions, options.answer.voice, options.language) == ("Be brief", "en-gb", "en")
+
+
+@pytest.mark.parametrize(
+    ("argv", "variable", "sentence"),
+    [
+        (["--port", "99999"], "", "--port (SERVER_PORT): Input should be less than or equal to 65535"),
+        ([], "soon", "--port (SERVER_PORT): Input should be a valid integer"),
+        (["--log-level", "loud"], "", "--log-level (SERVER_LOG_LEVEL): Input should be 'debug'"),
+        (["--prot", "1"], "", "unrecognized arguments: --prot"),
+        (["--port"], "", "expected one argument"),
+    ],
+)
+def test_a_mistake_ends_with_a_sentence(
+    argv: list[str],
+    variable: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SERVER_PORT", variable)
+    with pytest.raises(SystemExit) as ended:
+        Settings.load(argv)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_help_names_flag_variable_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        Settings.load(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "--port PORT port to listen at [SERVER_PORT, default 32550]" in said
+    assert "--record, --no-record" in said
+    assert "[MODEL_ID]" in said
+    assert "--api-tokens" not in said
+
+
+def test_it_cannot_be_changed() -> None:
+    settings = Settings(port=0)
+    with pytest.raises(ValidationError):
+        settings.port = 1
