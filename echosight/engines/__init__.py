@@ -108,8 +108,13 @@ class Transcriber(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 
-    async def hear(self, utterance: str, pcm: bytes, language: str | None = None) -> str | None:
-        """More of an utterance (PCM16 at `HEARD_HZ`); returns the partial text where it changed."""
+    async def hear(
+        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
+    ) -> str | None:
+        """More of an utterance (PCM16 at `HEARD_HZ`); returns the partial text where it changed.
+
+        Utterances of one `speaker` sound alike: same voice, microphone and room.
+        """
 
     async def finish(self, utterance: str) -> Transcript:
         """The utterance's transcript. May be followed by more `hear` of the same one, which voids it."""

@@ -1,0 +1,212 @@
+"""An engine made of three: a transcriber hears, a chat answers, a voice speaks; each works while the others do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
+from echosight.engines import (
+    CallPiece,
+    Chat,
+    Piece,
+    SpeechPiece,
+    Summary,
+    TextPiece,
+    Transcriber,
+    Voice,
+)
+from echosight.engines.sentences import Sentence, Splitter, speakable
+from echosight.engines.words import WordClock
+from echosight.errors import EngineFailure
+from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.options import GenerateOptions
+
+BYTES_A_MS = HEARD_HZ // 500
+
+TEXTS_AHEAD = 32
+"""Pieces of text the chat may be ahead of the reader."""
+
+SPEECH_AHEAD = 32
+"""Pieces of speech the voice may be ahead of it: with pieces of 60 ms, the next two seconds."""
+
+
+class Cascade:
+    """An `Engine` of a `Transcriber`, a `Chat` and a `Voice`."""
+
+    def __init__(self, transcriber: Transcriber, chat: Chat, voice: Voice, *, capacity: int = 32) -> None:
+        self.transcriber = transcriber
+        self.chat = chat
+        self.voice = voice
+        self.name = chat.name
+        self.capacity = capacity
+        self.output_rate = voice.rate
+        self.voices = voice.voices
+        self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """Conversation id -> turn id -> bytes of its speech that the transcriber was given."""
+        self._settling: set[str] = set()
+
+    async def start(self) -> None:
+        """Start the parts side by side; where one cannot, none stays up."""
+        try:
+            await asyncio.gather(self.transcriber.start(), self.chat.start(), self.voice.start())
+        except BaseException:
+            await self.close()
+            raise
+        # Some voices know these only now.
+        self.output_rate, self.voices = self.voice.rate, self.voice.voices
+
+    async def close(self) -> None:
+        await asyncio.gather(self.transcriber.close(), self.chat.close(), self.voice.close())
+
+    async def prefill(self, conversation: Conversation, part: Part) -> str | None:
+        """Speech goes to the transcriber; what is new of its text goes on to the chat."""
+        turn = conversation.open
+        if turn is None or not isinstance(part, AudioPart) or not part.pcm:
+            return None
+        heard = self._heard[conversation.id].get(turn.id)
+        if heard is None:
+            await self._tidy(conversation)
+            text = await self._hear(conversation, turn, turn.pcm)
+        elif heard < turn.duration_ms * BYTES_A_MS:
+            text = await self._hear(conversation, turn, part.pcm)
+        else:
+            return None
+        if text:
+            await self.chat.prefill(conversation, text)
+        return text
+
+    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+        if not turn.duration_ms:
+            return None
+        heard = self._heard[conversation.id].get(turn.id, 0)
+        self._settling.add(turn.id)
+        try:
+            if heard < turn.duration_ms * BYTES_A_MS:
+                await self._hear(conversation, turn, turn.pcm[heard:])
+            transcript = await self.transcriber.finish(turn.id)
+        except EngineFailure:
+            # Asked again, it is all heard anew.
+            await self._forget(conversation.id, turn.id)
+            raise
+        finally:
+            self._settling.discard(turn.id)
+        if turn is not conversation.open:
+            await self._forget(conversation.id, turn.id)
+        return transcript
+
+    async def release(self, conversation_id: str) -> None:
+        for turn_id in self._heard.pop(conversation_id, {}):
+            await self.transcriber.forget(turn_id)
+        await self.chat.release(conversation_id)
+
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+        """Text as soon as it is there, speech in order beside it; the voice is a sentence ahead of the reader."""
+        await self._tidy(conversation)
+        options = replace(options, language=options.language or conversation.language)
+        async with aclosing(self.chat.reply(conversation, options)) as reply:
+            answer = _Answer(reply, self.voice if options.speech else None, options)
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        parts = (self.transcriber, self.chat, self.voice) if options.speech else (self.transcriber, self.chat)
+        yield replace(answer.summary, made_by=tuple(part.name for part in parts))
+
+    async def _hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
+        """More of the turn. Whoever is stopped in the middle leaves nothing half heard."""
+        heard = self._heard[conversation.id]
+        heard[turn.id] = heard.get(turn.id, 0) + len(pcm)
+        try:
+            return await self.transcriber.hear(turn.id, pcm, conversation.language, conversation.id)
+        except BaseException:
+            await self._forget(conversation.id, turn.id)
+            raise
+
+    async def _tidy(self, conversation: Conversation) -> None:
+        """Forget the turns that are over."""
+        current = conversation.open.id if conversation.open else None
+        for turn_id in [*self._heard[conversation.id]]:
+            if turn_id != current and turn_id not in self._settling:
+                await self._forget(conversation.id, turn_id)
+
+    async def _forget(self, conversation_id: str, turn_id: str) -> None:
+        if self._heard[conversation_id].pop(turn_id, None) is not None:
+            await self.transcriber.forget(turn_id)
+
+
+class _Answer:
+    """One answer on its way: a task reads the chat, a task drives the voice, `pieces` merges what they make."""
+
+    def __init__(
+        self, reply: AsyncIterator[TextPiece | CallPiece | Summary], voice: Voice | None, options: GenerateOptions
+    ) -> None:
+        self.summary = Summary()
+        self._reply = reply
+        self._voice = voice
+        self._options = options
+        self._texts: asyncio.Queue[TextPiece | CallPiece] = asyncio.Queue(TEXTS_AHEAD)
+        self._sentences: asyncio.Queue[Sentence | None] = asyncio.Queue()
+        self._speech: asyncio.Queue[SpeechPiece] = asyncio.Queue(SPEECH_AHEAD)
+        self._news = asyncio.Event()
+        self._samples = 0
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        work = [self._read_chat()] if self._voice is None else [self._read_chat(), self._drive(self._voice)]
+        tasks = [asyncio.create_task(w) for w in work]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._news.set())
+        try:
+            while True:
+                self._news.clear()
+                # The order of these two: what a task left behind when it ended is still delivered.
+                over = all(task.done() for task in tasks)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+                if not self._texts.empty():
+                    yield self._texts.get_nowait()
+                elif not self._speech.empty():
+                    yield self._speech.get_nowait()
+                elif over:
+                    return
+                else:
+                    await self._news.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read_chat(self) -> None:
+        splitter = Splitter()
+        async for piece in self._reply:
+            if isinstance(piece, Summary):
+                self.summary = piece
+                continue
+            await self._texts.put(piece)
+            self._news.set()
+            if isinstance(piece, TextPiece) and self._voice:
+                for sentence in splitter.feed(piece.text):
+                    self._sentences.put_nowait(sentence)
+        for sentence in splitter.finish() if self._voice else ():
+            self._sentences.put_nowait(sentence)
+        self._sentences.put_nowait(None)
+
+    async def _drive(self, voice: Voice) -> None:
+        while (sentence := await self._sentences.get()) is not None:
+            began_ms = self._samples * 1000 // voice.rate
+            clock = WordClock(sentence.text, voice.rate)
+            async with aclosing(voice.speak(speakable(sentence.text), self._options)) as pieces:
+                async for piece in pieces:
+                    words = clock.words(piece)
+                    await self._say(piece.pcm, words, sentence.start, began_ms)
+            if rest := clock.rest():
+                await self._say(b"", rest, sentence.start, began_ms)
+
+    async def _say(self, pcm: bytes, words: tuple[Word, ...], start: int, began_ms: int) -> None:
+        placed = tuple(Word(w.start_ms + began_ms, w.end + start) for w in words)
+        self._samples += len(pcm) // 2
+        await self._speech.put(SpeechPiece(pcm, placed))
+        self._news.set()

@@ -1,0 +1,72 @@
+"""What a chat model is shown of a conversation, derived from it each time."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from echosight.conversation import Conversation, ImagePart, Item, ToolCall, ToolResult
+from echosight.media import ImageFrame
+
+Message = dict[str, Any]
+
+
+def recent(conversation: Conversation, max_turns: int) -> list[Item]:
+    """The items of the last `max_turns` turns of the user, and all of the system's.
+
+    Cut in front of a user's item, so that no function result is parted from its call.
+    """
+    items = conversation.items
+    turns = [at for at, item in enumerate(items) if item.role == "user"]
+    first = turns[-max_turns] if len(turns) > max_turns else 0
+    return [item for at, item in enumerate(items) if at >= first or item.role == "system"]
+
+
+def messages(
+    conversation: Conversation, *, instructions: str | None = None, max_turns: int = 10, images: bool = True
+) -> list[Message]:
+    """The conversation in the form that OpenAI-compatible servers and chat templates take.
+
+    `instructions` go before the conversation's own. Pictures become data URIs, or are left out.
+    """
+    system = conversation.instructions if instructions is None else instructions
+    shown: list[Message] = [{"role": "system", "content": system}] if system else []
+    for item in recent(conversation, max_turns):
+        shown += _of_item(item, images)
+    return shown
+
+
+def _of_item(item: Item, images: bool) -> list[Message]:
+    results: list[Message] = [
+        {"role": "tool", "tool_call_id": part.call_id, "content": part.output} for part in item.of(ToolResult)
+    ]
+    calls = [_call(part) for part in item.of(ToolCall)]
+    if calls:
+        return [{"role": "assistant", "content": item.text or None, "tool_calls": calls}, *results]
+    if images and item.images:
+        return [{"role": item.role, "content": _mixed(item)}, *results]
+    if item.text:
+        return [{"role": item.role, "content": item.text}, *results]
+    return results
+
+
+def _call(part: ToolCall) -> dict[str, Any]:
+    return {
+        "id": part.call_id,
+        "type": "function",
+        "function": {"name": part.name, "arguments": part.arguments},
+    }
+
+
+def _mixed(item: Item) -> list[dict[str, Any]]:
+    """Pictures first: models attend better to a question that follows what it is about."""
+    shown: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": data_uri(part.frame)}} for part in item.of(ImagePart)
+    ]
+    if item.text:
+        shown.append({"type": "text", "text": item.text})
+    return shown
+
+
+def data_uri(frame: ImageFrame) -> str:
+    return f"data:{frame.media_type};base64,{base64.b64encode(frame.data).decode()}"
