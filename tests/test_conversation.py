@@ -1,0 +1,108 @@
+"""The conversation as plain data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echosight.conversation import (
+    AudioPart,
+    Conversation,
+    ImagePart,
+    Item,
+    OpenTurn,
+    Part,
+    TextPart,
+    ToolCall,
+    ToolResult,
+)
+from echosight.media import ImageFrame, Word
+
+words = st.builds(Word, st.integers(0, 10**6), st.integers(0, 10**4))
+parts: st.SearchStrategy[Part] = st.one_of(
+    st.builds(TextPart, st.text()),
+    st.builds(
+        AudioPart,
+        st.none() | st.binary(max_size=64),
+        st.just(16_000),
+        st.integers(0, 10**6),
+        st.none() | st.text(),
+        st.lists(words, max_size=3).map(tuple),
+    ),
+    st.builds(ImagePart, st.builds(ImageFrame, st.binary(max_size=32), st.just("image/png"), st.just(1), st.just(1))),
+    st.builds(ToolCall, st.text(), st.text(), st.text()),
+    st.builds(ToolResult, st.text(), st.text()),
+)
+items = st.lists(
+    st.builds(Item, st.sampled_from(["system", "user", "assistant", "tool"]), st.lists(parts, max_size=3).map(tuple)),
+    max_size=4,
+)
+
+
+@given(items, st.text(), st.none() | st.text())
+def test_json_and_back_is_the_same(contents: list[Item], instructions: str, language: str | None) -> None:
+    conversation = Conversation("c", instructions, language, ({"name": "f"},), contents)
+    assert Conversation.from_json(json.loads(json.dumps(conversation.to_json()))) == conversation
+
+
+def talk() -> Conversation:
+    conversation = Conversation()
+    for number in range(3):
+        conversation.add(Item("user", (TextPart(str(number)),), f"i{number}"))
+    return conversation
+
+
+def test_items_go_where_they_are_put() -> None:
+    conversation = talk()
+    assert conversation.add(Item("user", (), "front"), "root") is None
+    assert conversation.add(Item("user", (), "middle"), "i0") == "i0"
+    assert [item.id for item in conversation] == ["front", "i0", "middle", "i1", "i2"]
+    with pytest.raises(KeyError):
+        conversation.add(Item("user", (), "x"), "nobody")
+    with pytest.raises(KeyError):
+        conversation.add(Item("user", (), "i1"))
+
+
+def test_an_edit_changes_the_signature_from_there_on() -> None:
+    conversation = talk()
+    before = conversation.signature()
+    conversation.update(Item("user", (TextPart("changed"),), "i1"))
+    assert conversation.signature() == (before[0], ("i1", 1), before[2])
+
+
+def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
+    conversation = Conversation()
+    for number in range(3):
+        conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), f"i{number}"))
+    before = conversation.signature()
+    for number in range(2):
+        conversation.transcribed(f"i{number}", f"said {number}")
+    conversation.transcribed("gone", "nothing happens")
+    conversation.let_go(keep_ms=1000)
+    assert conversation.signature() == before
+    kept = [item.audio is not None and item.audio.pcm is not None for item in conversation]
+    assert kept == [False, False, True]
+    assert conversation.items[0].text == "said 0"
+
+
+def test_speech_without_a_transcript_is_never_let_go() -> None:
+    conversation = Conversation()
+    conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), "i"))
+    conversation.let_go(keep_ms=0)
+    assert conversation.items[0].audio is not None
+    assert conversation.items[0].audio.pcm is not None
+
+
+def test_pictures_know_when_they_were_shown() -> None:
+    turn = OpenTurn()
+    frame = ImageFrame(b"", "image/png", 1, 1)
+    turn.add(AudioPart(b"\0" * 3200))
+    turn.add(ImagePart(frame))
+    turn.add(AudioPart(b"\0" * 3200))
+    item = turn.close()
+    assert item.audio is not None
+    assert (item.audio.duration_ms, [p.at_ms for p in item.of(ImagePart)]) == (200, [100])
+    assert OpenTurn.of(item).close() == item
