@@ -43,7 +43,7 @@ def read_image(data: bytes, max_pixels: int = 40_000_000) -> ImageFrame:
 
 def _decode(image: Image.Image) -> None:
     # At an eighth of its size a JPEG is read to its end without computing most of its pixels.
-    image.draft(None, (image.width // 8, image.height // 8))
+    image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))
     try:
         image.load()
     except Exception as error:
