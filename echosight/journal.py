@@ -214,7 +214,7 @@ def folder_name(session_id: str) -> str:
     """A folder's name for any session id: readable, harmless, unlike that of any other id or time."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", session_id)[:40]
     digest = hashlib.sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{readable}-{digest}-{time.time_ns() // 1_000_000:x}"
+    return f"{readable}-{digest}-{time.time_ns():x}"
 
 
 def plain(value: Any) -> Any:
