@@ -6,7 +6,6 @@ number of streams; each keeps its own `VadState`. Audio is mono at 16 kHz, in wi
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ def _unfold(a: Floats, rows: int, width: int, step: int) -> Floats:
 
 
 class SileroVADModel:
-    """Silero VAD 6.2 at 16 kHz. Shared by all streams; threads may share it, but wait for each other.
+    """Silero VAD 6.2 at 16 kHz. Shared by all streams; threads may share it.
 
     Equal to the upstream graph within 1e-5. Raises OSError if `path` cannot be read and ValueError if it is
     not that model.
@@ -119,7 +118,6 @@ class SileroVADModel:
         except (LookupError, ValueError, TypeError, StopIteration) as error:
             raise ValueError(f"{path} is not the Silero VAD model") from error
         self._workspaces: dict[int, _Workspace] = {}
-        self._lock = threading.Lock()
 
     def _unpack(self, weights: dict[str, Floats]) -> None:
         def conv(layer: int, taps: slice) -> Floats:
@@ -154,8 +152,7 @@ class SileroVADModel:
         if not len(states):
             return np.zeros(0, np.float32)
         if len(states) <= _LARGEST_BATCH:
-            with self._lock:
-                return self._step(windows, states)
+            return self._step(windows, states)
         cuts = range(0, len(states), _LARGEST_BATCH)
         return np.concatenate(
             [self.probabilities(windows[k : k + _LARGEST_BATCH], states[k : k + _LARGEST_BATCH]) for k in cuts]
@@ -171,11 +168,11 @@ class SileroVADModel:
 
     def _step(self, windows: Samples, states: Sequence[VadState]) -> Floats:
         size = len(states)
-        if (ws := self._workspaces.get(size)) is None:
-            ws = self._workspaces[size] = _Workspace(size)
+        # Taken out while in use, so that another thread makes its own.
+        ws = self._workspaces.pop(size, None) or _Workspace(size)
         np.concatenate([state.values for state in states], out=ws.flat_state)
         ws.left[...] = ws.context
-        if windows.dtype == np.int16:
+        if windows.dtype.kind == "i":
             np.multiply(windows, _SCALE, out=ws.window)
         else:
             ws.window[...] = windows
@@ -184,6 +181,7 @@ class SileroVADModel:
         found = self._decode(ws)
         for state, values in zip(states, ws.rows, strict=True):
             state.values[...] = values
+        self._workspaces[size] = ws
         return found
 
     def _encode(self, ws: _Workspace) -> None:

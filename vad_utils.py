@@ -20,6 +20,7 @@ from silero_numpy import SAMPLE_RATE, WINDOW, Samples, SileroVADModel, VadState
 __all__ = [
     "SAMPLE_RATE",
     "WINDOW",
+    "Samples",
     "SileroVADModel",
     "Span",
     "VadOptions",
