@@ -30,8 +30,8 @@ Stage = Literal["endpoint", "transcript", "first_text", "first_audio", "first_by
 class Answer:
     """Turns an engine's pieces into events and items.
 
-    Items enter the conversation with their first piece, so that they keep their place while the talk goes on, and
-    are completed by `end`. An answer out of band writes into a conversation that nobody keeps.
+    Items enter the conversation with their first piece, behind what they answer whatever was said meanwhile, and are
+    completed by `end`. An answer out of band writes into a conversation that nobody keeps.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Answer:
         self.message: Item | None = None
         self.ended = False
         self._conversation = conversation
+        self._after = conversation.items[-1].id if conversation.items else "root"
         self._rate = to_hz
         self._from_hz = from_hz
         self._resampler = Resampler(from_hz, to_hz)
@@ -143,7 +144,10 @@ class Answer:
         return news, delta
 
     def _add(self, item: Item) -> ItemAdded:
-        return ItemAdded(item, self._conversation.add(item), self.turn)
+        known = self._after == "root" or self._conversation.get(self._after) is not None
+        previous = self._conversation.add(item, self._after if known else None)
+        self._after = item.id
+        return ItemAdded(item, previous, self.turn)
 
     def _complete(self, item: Item) -> ItemDone:
         if self._conversation.get(item.id) is None:  # deleted by the client while it was being made

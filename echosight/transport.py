@@ -40,8 +40,8 @@ async def serve(socket: WebSocket, wire: Wire, session: Session, *first: Message
 async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Message, ...]) -> None:
     for message in first:
         await _take(wire, session, message)
-    while (message := await receive(socket)) is not None:
-        await _take(wire, session, message)
+    while (received := await receive(socket)) is not None:
+        await _take(wire, session, received)
 
 
 async def _take(wire: Wire, session: Session, message: Message) -> None:
