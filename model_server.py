@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         async with manager.running():
             yield
 
-    app = FastAPI(title=settings.name, version=__version__, lifespan=lifespan)
+    app = FastAPI(title=settings.server_name, version=__version__, lifespan=lifespan)
     app.state.settings, app.state.manager, app.state.metrics = settings, manager, metrics
     if settings.cors_origins:
         app.add_middleware(

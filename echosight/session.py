@@ -84,6 +84,10 @@ class Session:
                 tap(event)
             await self._take(event)
 
+    def refuse(self, failure: ev.Failure) -> None:
+        """Tell the client that something it sent was not taken in."""
+        self._announce(failure)
+
     async def stop(self, reason: str = "client_cancelled") -> bool:
         """Stop the answer in progress, or being played, at once; ahead of inputs that wait. False if there was none."""
         return await self._interrupt(reason) or self._cut_what_plays()

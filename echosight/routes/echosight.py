@@ -33,7 +33,7 @@ sockets = APIRouter()
 
 
 def limits(settings: Settings) -> Limits:
-    return Limits(settings.max_image_pixels, settings.max_audio_s)
+    return Limits(settings.max_image_pixels, settings.max_audio_seconds)
 
 
 async def take(manager: StreamManager, who: Caller, content: Content) -> Record:
