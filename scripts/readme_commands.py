@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,17 +98,14 @@ def run(block: Block, folder: Path, limit_s: float) -> None:
 
 
 def run_all(found: list[Block], folder: Path, port: int, limit_s: float) -> None:
-    """Each server block stays up for the blocks behind it, up to the next server."""
-    if not found:
-        return
-    first, rest = found[0], found[1:]
-    if not first.server:
-        run(first, folder, limit_s)
-        return run_all(rest, folder, port, limit_s)
-    end = next((at for at, block in enumerate(rest) if block.server), len(rest))
-    with server(first, folder, port, limit_s):
-        run_all(rest[:end], folder, port, limit_s)
-    return run_all(rest[end:], folder, port, limit_s)
+    """A server stays up for the blocks behind it, up to the next server."""
+    with ExitStack() as running:
+        for block in found:
+            if block.server:
+                running.close()
+                running.enter_context(server(block, folder, port, limit_s))
+            else:
+                run(block, folder, limit_s)
 
 
 def main() -> None:

@@ -85,8 +85,7 @@ def test_the_web_framework_is_known_to_three(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_threads_are_known_to_the_worker(file: Path) -> None:
-    # The VAD is a library as well: other programs' threads may share a model, so it holds a lock.
-    if module_of(file) in {"echosight.engines.worker", "silero_numpy"}:
+    if module_of(file) == "echosight.engines.worker":
         return
     assert not {name.partition(".")[0] for name in imports_of(file)} & {"threading", "concurrent"}
     used = {node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
