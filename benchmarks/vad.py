@@ -1,0 +1,165 @@
+"""Microseconds that a 32 ms window costs, beside the upstream graph and peers: `uv run benchmarks/vad.py`.
+
+Peers come with `uv run --group peers-vad benchmarks/vad.py`. They have no batches of streams: for them a batch is
+that many windows in a row through one analyzer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import numpy.typing as npt
+
+from echosight.turns import VoiceActivity
+from silero_numpy import MODEL_PATH
+from vad_utils import WINDOW, default_model
+
+Audio = npt.NDArray[np.int16]  # [steps, batch, 512]
+Run = Callable[[], object]
+
+BATCHES = (1, 8, 32, 128)
+ROUNDS = 15
+
+
+def numpy_model(audio: Audio) -> Run:
+    model = default_model()
+    states = [model.stream() for _ in range(audio.shape[1])]
+    return lambda: [model.probabilities(windows, states) for windows in audio]
+
+
+def voice_activity(audio: Audio) -> Run:
+    loop = asyncio.new_event_loop()
+    activity = VoiceActivity()
+    pcm = [[window.tobytes() for window in stream] for stream in audio.swapaxes(0, 1)]
+
+    async def user(windows: list[bytes]) -> None:
+        stream = activity.stream()
+        for window in windows:
+            await stream.probability(window)
+
+    async def users() -> None:
+        await asyncio.gather(*map(user, pcm))
+
+    return lambda: loop.run_until_complete(users())
+
+
+def upstream(audio: Audio) -> Run:
+    onnxruntime: Any = import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(MODEL_PATH), options, providers=["CPUExecutionProvider"])
+    heard = np.zeros((audio.shape[1], 64 + WINDOW), np.float32)
+    rate = np.array(16_000)
+
+    def run() -> list[Any]:
+        heard[:] = 0
+        state = np.zeros((2, audio.shape[1], 128), np.float32)
+        found = []
+        for windows in audio:
+            heard[:, :64] = heard[:, -64:]
+            heard[:, 64:] = windows / np.float32(32_768)
+            probabilities, state = session.run(None, {"input": heard, "state": state, "sr": rate})
+            found.append(probabilities[:, 0])
+        return found
+
+    return run
+
+
+def silero_wrapper(audio: Audio) -> Run:
+    silero_vad, torch = import_module("silero_vad"), import_module("torch")
+    torch.set_num_threads(1)
+    model = silero_vad.load_silero_vad(onnx=True)
+    windows = [torch.from_numpy(window / np.float32(32_768)) for window in audio.reshape(-1, WINDOW)]
+    return lambda: [model(window, 16_000).item() for window in windows]
+
+
+def pipecat_model(audio: Audio) -> Run:
+    analyzer, pcm = _pipecat(), [window.tobytes() for window in audio.reshape(-1, WINDOW)]
+    return lambda: [analyzer.voice_confidence(window) for window in pcm]
+
+
+def pipecat_as_used(audio: Audio) -> Run:
+    analyzer, pcm = _pipecat(), [window.tobytes() for window in audio.reshape(-1, WINDOW)]
+    loop = asyncio.new_event_loop()
+
+    async def analyze() -> None:
+        for window in pcm:
+            await analyzer.analyze_audio(window)
+
+    return lambda: loop.run_until_complete(analyze())
+
+
+def _pipecat() -> Any:
+    import_module("loguru").logger.remove()
+    analyzer = import_module("pipecat.audio.vad.silero").SileroVADAnalyzer(sample_rate=16_000)
+    analyzer.set_sample_rate(16_000)
+    return analyzer
+
+
+def faster_whisper(audio: Audio) -> Run:
+    model = import_module("faster_whisper.vad").get_vad_model()
+    streams = [stream.reshape(-1) / np.float32(32_768) for stream in audio.swapaxes(0, 1)]
+    return lambda: [model(stream) for stream in streams]
+
+
+CONTENDERS: dict[str, Callable[[Audio], Run]] = {
+    "this model (numpy)": numpy_model,
+    "this model, awaited by sessions": voice_activity,
+    "upstream graph, ONNX Runtime, 1 thread": upstream,
+    "silero-vad OnnxWrapper": silero_wrapper,
+    "pipecat voice_confidence": pipecat_model,
+    "pipecat analyze_audio (as used)": pipecat_as_used,
+    "faster-whisper, whole recordings at once": faster_whisper,
+}
+
+
+def measure(contender: Callable[[Audio], Run], batch: int) -> tuple[float, float]:
+    """The best round's (wall, CPU) microseconds per window; CPU counts every thread of the process."""
+    steps = max(4, 512 // batch)
+    audio = (3000 * np.random.default_rng(0).standard_normal((steps, batch, WINDOW))).astype(np.int16)
+    run = contender(audio)
+    run()
+    rounds = []
+    for _ in range(ROUNDS):
+        began, burnt = time.perf_counter(), time.process_time()
+        run()
+        rounds.append((time.perf_counter() - began, time.process_time() - burnt))
+    wall, cpu = min(rounds)
+    return wall / (steps * batch) * 1e6, cpu / (steps * batch) * 1e6
+
+
+def difference() -> float:
+    """The largest difference of a probability from the upstream graph's, over 100 windows of 8 noisy streams."""
+    random = np.random.default_rng(1)
+    audio = (random.uniform(0, 9000, (100, 8, 1)) * random.standard_normal((100, 8, WINDOW))).astype("<i2")
+    ours: Any = numpy_model(audio)()
+    theirs: Any = upstream(audio)()
+    return float(np.abs(np.array(ours) - np.array(theirs)).max())
+
+
+def main() -> None:
+    print(f"µs per window of 32 ms: wall (CPU of all threads), best of {ROUNDS} rounds\n")
+    print(f"{'':42}" + "".join(f"{f'batch {batch}':>16}" for batch in BATCHES))
+    for name, contender in CONTENDERS.items():
+        try:
+            cells = [measure(contender, batch) for batch in BATCHES]
+        except ImportError:
+            print(f"{name:42}{'not installed':>16}")
+            continue
+        print(f"{name:42}" + "".join(f"{f'{wall:.1f} ({cpu:.1f})':>16}" for wall, cpu in cells), flush=True)
+    print(f"\nLargest difference of a probability from the upstream graph: {difference():.1e}")
+
+
+if __name__ == "__main__":
+    main()
