@@ -83,6 +83,30 @@ async def defer(_: Request, error: Exception) -> JSONResponse:
     )
 
 
+def greeting(settings: Settings, engine: str) -> str:
+    """What whoever starts the server wants to know, on one screen."""
+    host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host
+    at = f"{host}:{settings.port}"
+    model = (
+        ""
+        if settings.model
+        else """
+  That is a demo: it repeats what it understood and describes pictures by their numbers.
+  A real model:  uv run model_server.py --model MODEL   (a Hugging Face id, a folder, a .gguf file, a URL)"""
+    )
+    token = "  Routes need one of the API_TOKENS, as 'Authorization: Bearer …'.\n" if settings.api_tokens else ""
+    return f"""
+  EchoSight {__version__} answers with: {engine}{model}
+
+  Browser    http://{at}/
+  Terminal   uv run python -m echosight.say hello.wav --url http://{at}
+  curl       curl -N -H 'uid: me' -H 'Content-Type: application/json' -d @request.json {at}/completions
+  Realtime   ws://{at}/v1/realtime   (any OpenAI Realtime client)
+{token}
+  API at http://{at}/docs · health at /health · stop with Ctrl+C
+"""
+
+
 def main() -> None:
     """`uv run model_server.py`."""
     settings = Settings.load()
@@ -91,6 +115,7 @@ def main() -> None:
         app = create_app(settings)
     except SetupError as error:
         sys.exit(f"model_server.py: {error.message}")
+    print(greeting(settings, app.state.manager.engine.name), flush=True)
     uvicorn.run(
         app,
         host=settings.host,
