@@ -1,4 +1,4 @@
-"""Sound as bytes: PCM, WAV, G.711 and whatever libsndfile reads, brought to mono PCM16; and streaming resampling."""
+"""Sound as bytes: PCM, WAV and whatever libsndfile reads, brought to mono PCM16; and streaming resampling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echosight.errors import InputError
+from echosight.g711 import alaw_decode, ulaw_decode
 from echosight.media import AudioChunk
 
 MIN_HZ, MAX_HZ = 4_000, 192_000
@@ -77,26 +78,6 @@ def downmix(samples: Samples, channels: int) -> Samples:
     return samples if channels == 1 else _to_int16(samples.reshape(-1, channels).mean(axis=1))
 
 
-def ulaw_decode(data: bytes) -> bytes:
-    """G.711 µ-law as PCM16."""
-    return _ULAW_LEVELS[np.frombuffer(data, np.uint8)].tobytes()
-
-
-def alaw_decode(data: bytes) -> bytes:
-    """G.711 A-law as PCM16."""
-    return _ALAW_LEVELS[np.frombuffer(data, np.uint8)].tobytes()
-
-
-def ulaw_encode(pcm: bytes) -> bytes:
-    """PCM16 as G.711 µ-law."""
-    return bytes(_ULAW_CODES[np.frombuffer(pcm, "<u2")])
-
-
-def alaw_encode(pcm: bytes) -> bytes:
-    """PCM16 as G.711 A-law."""
-    return bytes(_ALAW_CODES[np.frombuffer(pcm, "<u2")])
-
-
 def resample(chunk: AudioChunk, rate: int) -> AudioChunk:
     """A whole recording at another rate."""
     return AudioChunk(Resampler(chunk.rate, rate).push(chunk.pcm, last=True), rate)
@@ -132,6 +113,13 @@ class Resampler:
         """
         if self.from_hz == self.to_hz:
             return pcm
+        if len(pcm) <= _PIECE:
+            return self._take(pcm, last)
+        return b"".join(
+            self._take(pcm[at : at + _PIECE], last and at + _PIECE >= len(pcm)) for at in range(0, len(pcm), _PIECE)
+        )
+
+    def _take(self, pcm: bytes, last: bool) -> bytes:
         kernel = self._filter
         pieces = [self._buffer, np.frombuffer(pcm, "<i2")]
         if last:
@@ -159,6 +147,8 @@ _ZEROS = 24
 _KAISER = 8.0
 _PASS = 0.92
 _MAX_PHASES = 1024
+# Bytes taken at once: what is laid out for the filter can be a thousand times as much.
+_PIECE = 1 << 13
 
 
 class _Filter:
@@ -175,7 +165,8 @@ class _Filter:
         self.before, self.taps = reach - 1, 2 * reach
         repeat = max(1, 8 // self.up)
         self.block, self.step = self.up * repeat, self.down * repeat
-        self.phases = min(self.up, _MAX_PHASES)
+        # The narrower the band, the coarser may the phases be.
+        self.phases = min(self.up, -(-_MAX_PHASES * min(self.up, self.down) // self.down))
         self._table = self._design(min(1.0, self.up / self.down))
         self._matrix = self._banded() if self.up <= 320 else None
 
@@ -311,34 +302,3 @@ def _invalid(message: str) -> InputError:
 
 def _too_long(max_seconds: float) -> InputError:
     return InputError(f"More than {max_seconds:g} s of audio", code="invalid_audio", status=413)
-
-
-# --- G.711 ----------------------------------------------------------------------------------------
-
-
-def _ulaw_levels() -> Samples:
-    code = ~np.arange(256, dtype=np.uint8) & 0xFF
-    size = ((((code & 0x0F).astype(np.int32) << 3) + 0x84) << ((code & 0x70) >> 4)) - 0x84
-    levels: Samples = np.where(code & 0x80, -size, size).astype(np.int16)
-    return levels
-
-
-def _alaw_levels() -> Samples:
-    code = np.arange(256, dtype=np.uint8) ^ 0x55
-    segment = (code & 0x70).astype(np.int32) >> 4
-    size = ((code & 0x0F).astype(np.int32) << 4) + np.where(segment, 0x108, 8) << np.maximum(segment - 1, 0)
-    levels: Samples = np.where(code & 0x80, size, -size).astype(np.int16)
-    return levels
-
-
-def _codes(levels: Samples) -> NDArray[np.uint8]:
-    """For every PCM16 value, read as an unsigned index, the code of the nearest level; silence is the positive zero."""
-    order = np.lexsort((-np.arange(256), levels))
-    known, first = np.unique(levels[order].astype(np.int32), return_index=True)
-    sample = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32)
-    nearest = np.searchsorted((known[1:] + known[:-1]) / 2, sample, side="right")
-    return order[first][nearest].astype(np.uint8)
-
-
-_ULAW_LEVELS, _ALAW_LEVELS = _ulaw_levels(), _alaw_levels()
-_ULAW_CODES, _ALAW_CODES = _codes(_ULAW_LEVELS), _codes(_ALAW_LEVELS)

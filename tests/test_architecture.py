@@ -24,7 +24,7 @@ FLOORS = (
     {"events"},
     {"options"},
     {"conversation"},
-    {"media"},
+    {"media", "g711"},
     {"errors", "vad_utils", "echosight"},
     {"silero_numpy"},
 )

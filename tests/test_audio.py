@@ -11,21 +11,19 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echosight import audio
 from echosight.audio import (
     Resampler,
-    alaw_decode,
-    alaw_encode,
     decode_audio,
     downmix,
     float_to_pcm,
     pcm_to_float,
     resample,
-    ulaw_decode,
-    ulaw_encode,
     wav_bytes,
     wav_header,
 )
 from echosight.errors import InputError
+from echosight.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
 from echosight.media import AudioChunk
 
 RATES = (8_000, 11_025, 12_345, 16_000, 22_050, 24_000, 44_100, 48_000)
@@ -83,6 +81,22 @@ def test_a_tone_stays_the_tone_at_its_time(from_hz: int, to_hz: int, hz: float) 
 def test_what_cannot_be_kept_is_removed() -> None:
     got = samples(resample(sine(9_000, 48_000, 24_000), 16_000))
     assert np.abs(got[200:-200]).max() < 16
+
+
+def test_a_long_push_is_many_short_ones() -> None:
+    long, whole, parts = TONE.tobytes() * 20, Resampler(44_100, 16_000), Resampler(44_100, 16_000)
+    pieces = [parts.push(long[at : at + 1_000], last=at + 1_000 >= len(long)) for at in range(0, len(long), 1_000)]
+    assert whole.push(long, last=True) == b"".join(pieces)
+    assert sum(map(len, pieces)) // 2 == round(len(long) // 2 * 16_000 / 44_100)
+
+
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(191_999, 4_001), (4_001, 192_000), (191_999, 191_998)])
+def test_rates_without_a_common_divisor_cost_no_more(from_hz: int, to_hz: int) -> None:
+    got = samples(resample(sine(500, from_hz, from_hz // 10), to_hz))
+    assert len(got) == round(from_hz // 10 * to_hz / from_hz)
+    inner = slice(len(got) // 10, -len(got) // 10)
+    assert np.sqrt(np.mean((got - samples(sine(500, to_hz, len(got))))[inner] ** 2)) < 16
+    assert audio._filter(from_hz, to_hz)._table.nbytes < 1 << 20
 
 
 def test_it_holds_back_little() -> None:
