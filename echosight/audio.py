@@ -38,11 +38,11 @@ def decode_audio(
     if data[:4] in (b"RIFF", b"RF64") or name in _FILES:
         chunk = _decode_file(data, max_seconds)
     elif name in _RAW:
-        chunk = AudioChunk(data[: len(data) // 2 * 2], sample_rate or 16_000)
+        chunk = AudioChunk(data[: len(data) // 2 * 2], 16_000 if sample_rate is None else sample_rate)
     elif name in _ULAW:
-        chunk = AudioChunk(ulaw_decode(data), sample_rate or 8_000)
+        chunk = AudioChunk(ulaw_decode(data), 8_000 if sample_rate is None else sample_rate)
     elif name in _ALAW:
-        chunk = AudioChunk(alaw_decode(data), sample_rate or 8_000)
+        chunk = AudioChunk(alaw_decode(data), 8_000 if sample_rate is None else sample_rate)
     else:
         raise _invalid(f"Unknown audio format {format[:40]!r}")
     _check_rate(chunk.rate)

@@ -155,7 +155,7 @@ class Recording:
     async def _run(self) -> None:
         try:
             await self._journal.prune()
-            await wrap(self.folder.mkdir)(parents=True)
+            await wrap(self.folder.mkdir)(mode=0o700, parents=True)
             async with AsyncExitStack() as files:
                 await self._write_all(files)
         except OSError as error:

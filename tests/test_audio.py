@@ -123,7 +123,7 @@ def test_rates_beyond_reason_are_refused(rate: int) -> None:
     with pytest.raises(InputError, match="Sample rate"):
         Resampler(rate, 16_000)
     with pytest.raises(InputError, match="Sample rate"):
-        decode_audio(b"\0\0", "pcm16", rate or -1)
+        decode_audio(b"\0\0", "pcm16", rate)
 
 
 # --- G.711 ----------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ async def test_a_session_on_disk(tmp_path: Path) -> None:
     assert decode_audio((recording.folder / "in.wav").read_bytes()) == AudioChunk(LOUD * 2, 16_000)
     assert decode_audio((recording.folder / "out.wav").read_bytes()) == AudioChunk(LOUD, 24_000)
     assert (recording.folder / "image-0001.jpeg").read_bytes() == FRAME.data
+    assert recording.folder.stat().st_mode & 0o077 == 0
     events = lines(recording.folder / "events.jsonl")
     assert [e["event"] for e in events] == ["Audio", "Image", "Text", "SpeechDelta", "Audio", "ItemDone"]
     assert events[0]["chunk"] == {"pcm": {"bytes": 640}, "rate": 16_000}
