@@ -113,6 +113,18 @@ def read_content(body: Any, limits: Limits = Limits()) -> Content:
     return Content(tuple(parts), stop, not items)
 
 
+def read_items(said: list[Any]) -> list[Item]:
+    """What was said before, as ``[{"role": "user" or "assistant", "text": …}]``. Raises `WireError`."""
+    items: list[Item] = []
+    for i, entry in enumerate(said):
+        match entry:
+            case {"role": "user" | "assistant" as role, "text": str(text)}:
+                items.append(Item(role, (TextPart(text),)))
+            case _:
+                raise WireError(f"items[{i}] must have a role, user or assistant, and a text", param=f"items[{i}]")
+    return items
+
+
 def _items(body: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(type, item, place) of every content item of every message."""
     messages = _field(body, "messages", list, "body")

@@ -17,7 +17,7 @@ from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import SessionOptions, TurnOptions
 from echosight.wire import Message
 from echosight.wire.choices import turn_options
-from echosight.wire.content import Content, Limits, read_content, read_json
+from echosight.wire.content import Content, Limits, read_content, read_items, read_json
 
 MS_SAMPLES = HEARD_HZ // 1000
 
@@ -50,7 +50,7 @@ class Records:
         match event:
             case ev.TurnStarted(user_item=item):
                 self._next_id = 1
-                audio = item.audio if item is not None else None
+                audio = item.audio if item is not None and wav else None
                 said = wav_bytes(chunk_of(audio)) if audio is not None and audio.pcm else None
                 return self._record("assistant:\n", "processing", said)
             case ev.TextDelta(text=text):
@@ -83,8 +83,8 @@ class EchoSightWire:
     """One socket for both directions, once the client has subscribed.
 
     Text frames are bodies as for /stream, or one of the control messages ``subscribe``, ``configure``, ``stop``,
-    ``commit``, ``clear``, ``reset`` and ``played``; each is acknowledged, but for the last. Binary frames are mono
-    PCM16 at the rate subscribed for.
+    ``commit``, ``clear``, ``reset``, ``restore`` (what was said before, to a new session) and ``played``; each is
+    acknowledged, but for the last. Binary frames are mono PCM16 at the rate subscribed for.
     """
 
     def __init__(self, uid: str, options: SessionOptions, limits: Limits = Limits()) -> None:
@@ -115,6 +115,8 @@ class EchoSightWire:
                 yield ev.ClearInput()
             case {"type": "reset"}:
                 yield ev.Reset()
+            case {"type": "restore", "items": list(items)}:
+                yield from map(ev.AddItem, read_items(items))
             case {"type": "played", "item_id": str(item_id), "audio_ms": int(ms)} if ms >= 0:
                 yield ev.Played(item_id, ms)
                 return
@@ -137,7 +139,9 @@ class EchoSightWire:
             case ev.SpeechDelta():
                 yield from self._speech(event)
             case _:
-                if (record := self._records.of(event)) is not None:
+                if (record := self._records.of(event, wav=not self._binary)) is not None:
+                    if self._events and isinstance(event, ev.TextDelta):
+                        record["item_id"] = event.item_id
                     yield _text(record)
                 if self._events and (note := _note(event)) is not None:
                     yield _text(note)
@@ -196,6 +200,12 @@ def _text(record: dict[str, Any]) -> str:
 def _note(event: ev.Output) -> dict[str, Any] | None:
     """What a subscriber with ``events`` is told beside the answer."""
     match event:
+        case ev.Opened(session_id):
+            return {"type": "opened", "session_id": session_id}
+        case ev.TurnStarted(turn=turn, user_item=item):
+            return {"type": "turn_started", "turn": turn, "item_id": item.id if item is not None else None}
+        case ev.ItemRemoved(item_id):
+            return {"type": "removed", "item_id": item_id}
         case ev.SpeechStarted(item_id, at):
             return {"type": "speech_started", "item_id": item_id, "audio_ms": at // MS_SAMPLES}
         case ev.SpeechStopped(item_id, at):
@@ -211,6 +221,6 @@ def _note(event: ev.Output) -> dict[str, Any] | None:
         case ev.ItemTruncated(item_id, _, text):
             return {"type": "truncated", "item_id": item_id, "text": text}
         case ev.TurnEnded():
-            return {"type": "waterfall", "outcome": event.outcome, **waterfall(event)}
+            return {"type": "waterfall", "turn": event.turn, "outcome": event.outcome, **waterfall(event)}
         case _:
             return None
