@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -24,6 +25,8 @@ from echosight.engines.words import WordClock
 from echosight.errors import EngineFailure
 from echosight.media import HEARD_HZ, Transcript, Word
 from echosight.options import GenerateOptions
+
+log = logging.getLogger(__name__)
 
 BYTES_A_MS = HEARD_HZ // 500
 
@@ -70,10 +73,12 @@ class Cascade:
         heard = self._heard[conversation.id].get(turn.id)
         if heard is None:
             await self._tidy(conversation)
-            text = await self._hear(conversation, turn, turn.pcm)
-        elif heard < turn.duration_ms * BYTES_A_MS:
-            text = await self._hear(conversation, turn, part.pcm)
-        else:
+        elif heard >= turn.duration_ms * BYTES_A_MS:
+            return None
+        try:
+            text = await self._hear(conversation, turn, turn.pcm if heard is None else part.pcm)
+        except EngineFailure:
+            log.debug("the transcriber failed; settle will tell", exc_info=True)
             return None
         if text:
             await self.chat.prefill(conversation, text)
@@ -116,18 +121,18 @@ class Cascade:
         yield replace(answer.summary, made_by=tuple(part.name for part in parts))
 
     async def _hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
-        """More of the turn. Whoever is stopped in the middle leaves nothing half heard."""
+        """More of the turn. Whoever is stopped in the middle of it leaves nothing half heard."""
         heard = self._heard[conversation.id]
         heard[turn.id] = heard.get(turn.id, 0) + len(pcm)
         try:
             return await self.transcriber.hear(turn.id, pcm, conversation.language, conversation.id)
-        except BaseException:
+        except asyncio.CancelledError:
             await self._forget(conversation.id, turn.id)
             raise
 
     async def _tidy(self, conversation: Conversation) -> None:
         """Forget the turns that are over."""
-        current = conversation.open.id if conversation.open else None
+        current = conversation.open.id if conversation.open is not None else None
         for turn_id in [*self._heard[conversation.id]]:
             if turn_id != current and turn_id not in self._settling:
                 await self._forget(conversation.id, turn_id)

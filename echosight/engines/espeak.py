@@ -44,20 +44,28 @@ class EspeakVoice:
         """Pieces of 60 ms. Unknown voices and languages are spoken in the default one."""
         channel = await self.pool.open()
         words: list[Word] = []
-        begun = 0
+        last = Word(0, 0)
+        held: SpeechPiece | None = None
         try:
             channel.send(Kind.BEGIN, self._request(text, options))
             while (frame := await channel.receive()).kind is not Kind.DONE:
                 if frame.kind is Kind.WORDS:
                     for sample, at, length in json.loads(frame.payload):
                         end = _word_end(text, at + length)
-                        if end > begun:
-                            words.append(Word(sample * 1000 // self.rate, end))
-                            begun = end
+                        if end > last.end:
+                            words.append(last := Word(sample * 1000 // self.rate, end))
                 elif frame.kind is Kind.AUDIO:
-                    yield SpeechPiece(frame.payload, tuple(words))
+                    if held:
+                        yield held
+                    held = SpeechPiece(frame.payload, tuple(words))
                     words.clear()
                     channel.send(Kind.CREDIT, len(frame.payload).to_bytes(4, "little"))
+            if held and last.end:
+                # Idioms ("at once") are one word to espeak, and it may be the last one.
+                tail = Word(last.start_ms, len(text.rstrip()))
+                yield SpeechPiece(held.pcm, held.words if tail == last else (*held.words, tail))
+            elif held:
+                yield held
         finally:
             channel.close()
 

@@ -68,10 +68,6 @@ class Job:
     go_samples: int = 0
     made: deque[tuple[list[tuple[int, int, int]], bytes]] = field(default_factory=deque)
 
-    @property
-    def runnable(self) -> bool:
-        return self.credit > 0
-
     def next_go(self) -> str:
         """The text up to the last space before it gets too long."""
         go = self.text[self.at : self.at + LONGEST_TEXT]
@@ -100,13 +96,14 @@ class Speaker:
     def run(self) -> None:
         self._pipe.send(Kind.READY, 0, json.dumps({"rate": self.rate, "voices": self._voices()}).encode())
         while True:
-            able = [job for job in self._jobs.values() if job.runnable]
-            self._take(wait=not able)
-            for job in able:
-                self._advance(job)
+            able = [job for job in self._jobs.values() if job.credit > 0]
+            self._take(0 if able else None)
+            if able:
+                # Whoever has had least comes first: the first sound of an answer is what somebody waits for.
+                self._advance(min(able, key=lambda job: job.samples))
 
-    def _take(self, *, wait: bool) -> None:
-        for frame in self._pipe.take(wait=wait):
+    def _take(self, wait_s: float | None = 0) -> None:
+        for frame in self._pipe.take(wait_s):
             self._receive(frame)
 
     def _receive(self, frame: Frame) -> None:
@@ -129,7 +126,9 @@ class Speaker:
         self._choose_voice(job)
         self._current = job
         text = job.next_go().replace("\0", " ").encode(errors="replace") + b"\0"
-        self._speak.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, UTF8, None, None)
+        error = self._speak.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, UTF8, None, None)
+        if error and self._jobs.pop(job.channel, None):
+            self._pipe.send(Kind.FAIL, job.channel, f"espeak-ng reports error {error}".encode())
 
     def _on_speech(self, samples: Any, count: int, events: Any) -> int:
         """espeak hands over 60 ms or less; anything but 0 makes it stop."""
@@ -146,7 +145,7 @@ class Speaker:
         if pcm or words:
             job.made.append((words, pcm))
             self._flush(job)
-        self._take(wait=False)
+        self._take()
         return int(job.channel not in self._jobs)
 
     def _flush(self, job: Job) -> None:

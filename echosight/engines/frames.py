@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -69,9 +68,9 @@ class Pipe:
         self._out = os.dup(1)
         os.dup2(2, 1)
 
-    def take(self, *, wait: bool) -> Iterator[Frame]:
-        """The frames that have come; `wait`: for at least some bytes of one."""
-        if select.select([0], [], [], None if wait else 0)[0]:
+    def take(self, wait_s: float | None = 0) -> Iterator[Frame]:
+        """The frames that have come, after waiting so long (None: for ever) for the first bytes."""
+        if select.select([0], [], [], wait_s)[0]:
             data = os.read(0, 1 << 18)
             if not data:
                 os._exit(0)
@@ -85,8 +84,3 @@ class Pipe:
                 data = data[os.write(self._out, data) :]
         except BrokenPipeError:
             os._exit(0)
-
-
-def note(message: str) -> None:
-    """Say something to the server's log."""
-    print(message, file=sys.stderr, flush=True)

@@ -16,7 +16,12 @@ from echosight.errors import EngineFailure, SetupError
 
 log = logging.getLogger(__name__)
 
-SLOWEST_RESTART_S = 5.0
+SLOWEST_RETRY_S = 5.0
+PATIENCE_S = 1.0
+"""How long a process that is told to leave may take, before it is killed."""
+
+LONGEST_RESTART_S = 10.0
+"""How long a request waits for a process that is being restarted."""
 
 
 class Channel:
@@ -129,8 +134,15 @@ class Process:
         self._owner = None
 
     async def open(self, window: int = 0) -> Channel:
-        """A channel for a new request, once the process is up. `window`: bytes of AUDIO that may be sent ahead."""
-        await self._ready.wait()
+        """A channel for a new request, once the process is up. `window`: bytes of AUDIO that may be sent ahead.
+
+        Raises EngineFailure where it does not come up.
+        """
+        try:
+            async with asyncio.timeout(LONGEST_RESTART_S):
+                await self._ready.wait()
+        except TimeoutError:
+            raise EngineFailure(f"The {self.name} process does not come up again") from None
         number = next(self._numbers)
         self._channels[number] = channel = Channel(self, number, window)
         return channel
@@ -156,7 +168,7 @@ class Process:
                 raise SetupError(f"The {self.name} process does not start: {self._last_words or 'it said nothing'}")
             log.warning("The %s process died (%s); starting it again", self.name, self._last_words or "no last words")
             started = True
-            pause = 0.0 if came_up else min(2 * pause + 0.1, SLOWEST_RESTART_S)
+            pause = 0.0 if came_up else min(2 * pause + 0.1, SLOWEST_RETRY_S)
             await asyncio.sleep(pause)
 
     async def _live(self) -> bool:
@@ -177,10 +189,14 @@ class Process:
             for channel in self._channels.values():
                 channel.fail()
             self._channels.clear()
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+            # The end of its input is its order to leave.
             child.stdin.close()
-            await child.wait()
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await child.wait()
+            except TimeoutError:
+                child.kill()
+                await child.wait()
             await listening
 
     async def _route(self, stdout: asyncio.StreamReader) -> None:

@@ -15,6 +15,7 @@ _SHORT = """
 mr mrs ms dr prof sr jr st vs etc e.g i.e cf al vol fig approx dept est inc ltd co corp gen col sgt capt lt rev hon
 jan feb mar apr jun jul aug sep sept oct nov dec z.b d.h bzw usw ca nr bspw evtl mme mlle sra
 """
+_INITIALS = re.compile(r"(?!I$)[^\W\d_](?:\.[^\W\d_])*")
 _ABBREVIATIONS = frozenset(_SHORT.split())
 
 MIN_CHARS = 12
@@ -86,7 +87,7 @@ def _really_ends(before: str, stop: str) -> bool:
     if not stop.startswith(".") or stop.startswith(".."):
         return True
     word = re.split(r"[\s(\[\"'“‘]", before)[-1]
-    if word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "I"):
+    if word.lower() in _ABBREVIATIONS or _INITIALS.fullmatch(word):
         return False
     line = before.rpartition("\n")[2].strip()
     return not (word.isdigit() and line == word)

@@ -46,23 +46,20 @@ class SphinxTranscriber:
     async def hear(
         self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
     ) -> str | None:
-        """Send it on; what comes back is what is known by now. Never fails: `finish` tells if the process died."""
+        """Send it on; what comes back is what is known by now. Raises EngineFailure."""
         said = self._utterances.get(utterance) or await self._begin(utterance, speaker or "")
         known = said.partial
-        try:
-            for at in range(0, len(pcm), PIECE_BYTES):
-                await said.channel.push(pcm[at : at + PIECE_BYTES])
-        except EngineFailure:
-            return None
+        for at in range(0, len(pcm), PIECE_BYTES):
+            await said.channel.push(pcm[at : at + PIECE_BYTES])
         while frame := said.channel.news():
             said.read(frame)
         return said.partial if said.partial != known else None
 
     async def finish(self, utterance: str) -> Transcript:
-        """Costs what is left to decode, some ms; hearing more afterwards costs nothing extra."""
+        """Costs what is left to decode, some ms; hearing more afterwards costs nothing extra. Raises EngineFailure."""
         said = self._utterances.get(utterance)
         if said is None:
-            return Transcript("", language="en")
+            raise EngineFailure("The transcriber heard nothing of this turn")
         question = str(next(said.questions))
         said.channel.send(Kind.FINISH, question.encode())
         while True:
