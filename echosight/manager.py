@@ -28,17 +28,20 @@ log = logging.getLogger(__name__)
 LEAD_MS = 1_000
 """How far live speech is sent ahead of its playing: covers a slow network, and dies out soon after a stop."""
 
+GIVE_WAY_S = 10
+"""A session that nobody is connected to, and that was left alone for so long, may be ended to make room."""
+
 
 @dataclass(slots=True)
 class _Place:
-    """A session and who is at its ends."""
+    """A session and who is at its ends. Left alone since `touched`, it is kept for `patience` seconds."""
 
     session: Session
     close: Callable[[], Awaitable[None]]
     readers: int = 0
     sockets: int = 0
-    expires: float = 0.0
-    lingers: bool = False
+    touched: float = 0.0
+    patience: float = 0.0
 
 
 class StreamManager:
@@ -99,7 +102,7 @@ class StreamManager:
         while True:
             await asyncio.sleep(1)
             now = self._clock()
-            for key in [k for k, place in self._places.items() if place.expires <= now and not self._in_use(place)]:
+            for key in [k for k, p in self._places.items() if p.touched + p.patience <= now and not self._in_use(p)]:
                 log.info("session %s expired", self._places[key].session.id)
                 await self._drop(key)
 
@@ -128,8 +131,7 @@ class StreamManager:
             await self._make_room()
             place = self._new_place(options or self.live_options())
             self._places[key] = place
-        place.expires = self._clock() + self.settings.idle_timeout_s
-        place.lingers = False
+        place.touched, place.patience = self._clock(), self.settings.idle_timeout_s
         return place.session
 
     @asynccontextmanager
@@ -147,8 +149,7 @@ class StreamManager:
         finally:
             place.sockets -= 1
             place.readers -= 1
-            place.expires = self._clock() + self.settings.linger_s
-            place.lingers = True
+            place.touched, place.patience = self._clock(), self.settings.linger_s
             await session.stop("client_gone")
             if self.settings.linger_s == 0:
                 await self._drop(key)
@@ -181,14 +182,16 @@ class StreamManager:
                 pass
 
     async def _make_room(self) -> None:
-        """Callers that lost their socket give way, the longest gone first."""
+        """Callers who are gone, or have not been heard of for a while, give way; the longest gone first."""
         if not self.ready:
             raise EngineFull(self.failed.message if self.failed else "The engine is loading", retry_after=2)
         while len(self._places) >= self.capacity:
-            gone = [(p.expires, k) for k, p in self._places.items() if p.lingers and not self._in_use(p)]
-            if not gone:
-                raise EngineFull
-            await self._drop(min(gone)[1])
+            now = self._clock()
+            gone = [(p.touched, k) for k, p in self._places.items() if not self._in_use(p)]
+            since, key = min(gone, default=(now, ""))
+            if now - since < GIVE_WAY_S:
+                raise EngineFull(retry_after=max(1, round(GIVE_WAY_S - (now - since))))
+            await self._drop(key)
 
     async def _drop(self, key: str) -> None:
         place = self._places.pop(key, None)
@@ -242,7 +245,7 @@ class StreamManager:
                     return
         finally:
             place.readers -= 1
-            place.expires = self._clock() + self.settings.idle_timeout_s
+            place.touched = self._clock()
             if not ended:
                 await session.stop("client_gone")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from rig import Script, bench, loud, pieces_of, quiet, words
 
 from echosight.conversation import AudioPart, ImagePart, Item, TextPart
 from echosight.engines import CallPiece, Summary, TextPiece
@@ -42,6 +41,7 @@ from echosight.events import (
 )
 from echosight.media import ImageFrame
 from echosight.options import SessionOptions, TurnOptions
+from tests.rig import Script, bench, loud, pieces_of, quiet, words
 
 LONG = "one two three four five six seven eight nine ten"
 FRAME = ImageFrame(b"picture", "image/jpeg", 4, 4)
