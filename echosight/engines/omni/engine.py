@@ -1,0 +1,163 @@
+"""The omni engine as the rest of the server sees it; everything that computes happens in the model's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
+from echosight.engines import Piece, Summary, Transcriber
+from echosight.engines.omni.rounds import Rounds
+from echosight.engines.worker import Worker
+from echosight.errors import EngineFailure, InputError
+from echosight.media import HEARD_HZ, Transcript
+from echosight.options import GenerateOptions
+
+if TYPE_CHECKING:
+    from echosight.engines.omni.answer import Answer, Wish
+    from echosight.engines.omni.memory import View
+    from echosight.engines.omni.stage import Stage
+
+DEFAULT_REPLY_TOKENS = 1024
+
+
+class OmniEngine:
+    """A model that hears while the user speaks. `build` loads it, in the thread that then owns it.
+
+    `transcriber`, where given, hears along, for the user's words in writing: the model itself writes none.
+    `seed` makes answers repeatable.
+    """
+
+    output_rate = 24_000
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], Stage],
+        *,
+        capacity: int,
+        transcriber: Transcriber | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.voices: tuple[str, ...] = ()
+        self._build = build
+        self._transcriber = transcriber
+        self._seed = seed
+        self._worker = Worker("omni")
+        self._stage: Stage
+        self._rounds: Rounds[Answer] = Rounds(self._advance, lambda answer: answer.done)
+        self._running: asyncio.Task[None] | None = None
+        self._needed: dict[str, tuple[str, int]] = {}
+        """Of each conversation: the open turn, and the samples of it with which there is more to compute."""
+
+    async def start(self) -> None:
+        self._stage = await self._worker.call(self._build)
+        self.voices = self._stage.model.speakers
+        if self._transcriber is not None:
+            await self._transcriber.start()
+        self._running = asyncio.create_task(self._rounds.run(), name="omni rounds")
+
+    async def close(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._running
+        if self._transcriber is not None:
+            await self._transcriber.close()
+        await self._worker.close()
+
+    async def prefill(self, conversation: Conversation, part: Part) -> str | None:
+        turn = conversation.open
+        if turn is None:
+            return None
+        partial = None
+        if self._transcriber is not None and isinstance(part, AudioPart):
+            partial = await self._transcriber.hear(turn.id, part.pcm or b"", conversation.language)
+        if self._is_due(conversation.id, turn, part):
+            view = _view(conversation, self._stage.model.preamble, turn)
+            needed = await self._worker.call(lambda: self._stage.follow(view))
+            self._needed[conversation.id] = (turn.id, needed)
+        return partial
+
+    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+        return await self._transcriber.finish(turn.id) if self._transcriber is not None else None
+
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+        stage = self._stage
+        wish = self._wish(conversation, options)
+        view = _view(conversation, stage.model.preamble, None)
+        begun: list[Answer] = []
+        try:
+            await self._worker.call(lambda: begun.append(stage.begin(view, wish)))
+            async with aclosing(self._rounds.read(begun[0])) as pieces:
+                async for piece in pieces:
+                    yield _signed(piece, self.name)
+        except (RuntimeError, MemoryError) as error:
+            raise EngineFailure(f"The model failed: {error}") from error
+        finally:
+            # In the model's thread, so behind a step or a beginning that a cancelled reader left running.
+            await asyncio.shield(self._worker.call(lambda: stage.end(view.id, begun)))
+
+    async def release(self, conversation_id: str) -> None:
+        self._needed.pop(conversation_id, None)
+        await self._worker.call(lambda: self._stage.release(conversation_id))
+
+    async def _advance(self, answers: Sequence[Answer]) -> list[list[Piece]]:
+        return await self._worker.call(lambda: self._stage.advance(answers))
+
+    def _is_due(self, conversation_id: str, turn: OpenTurn, part: Part) -> bool:
+        """Whether the part completes a window of the encoder, or is a picture: less is not worth the thread."""
+        if isinstance(part, ImagePart):
+            return True
+        known, needed = self._needed.get(conversation_id, ("", 0))
+        needed = needed if known == turn.id else self._stage.model.first_window
+        return isinstance(part, AudioPart) and turn.duration_ms * HEARD_HZ // 1000 >= needed
+
+    def _wish(self, conversation: Conversation, options: GenerateOptions) -> Wish:
+        from echosight.engines.omni.answer import Wish
+        from echosight.engines.omni.sampling import Taste
+
+        model = self._stage.model
+        speaker = options.voice or next(iter(self.voices), None)
+        if speaker is not None and speaker not in self.voices:
+            known = ", ".join(self.voices)
+            raise InputError(f"There is no voice {speaker!r}; this model has {known}", param="voice")
+        default = model.text_taste
+        taste = Taste(
+            default.temperature if options.temperature is None else options.temperature,
+            default.top_p if options.top_p is None else options.top_p,
+            default.top_k,
+        )
+        wanted = options.instructions if options.instructions != conversation.instructions else None
+        language = options.language if options.language != conversation.language else None
+        return Wish(
+            taste,
+            options.max_output_tokens or DEFAULT_REPLY_TOKENS,
+            speaker if options.speech else None,
+            instructions=_lines(wanted, _in_language(language)) or None,
+            seed=self._seed,
+        )
+
+
+def _view(conversation: Conversation, preamble: str, turn: OpenTurn | None) -> View:
+    from echosight.engines.omni.memory import View
+
+    system = _lines(preamble, conversation.instructions, _in_language(conversation.language))
+    return View(conversation.id, tuple(conversation.items), system, turn.close() if turn is not None else None)
+
+
+def _in_language(language: str | None) -> str | None:
+    return f"Answer in the language {language}." if language else None
+
+
+def _lines(*lines: str | None) -> str:
+    return "\n".join(line for line in lines if line)
+
+
+def _signed(piece: Piece, name: str) -> Piece:
+    return Summary(piece.usage, piece.finish, (name,)) if isinstance(piece, Summary) else piece

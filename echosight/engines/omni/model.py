@@ -1,0 +1,317 @@
+"""What both model families share: hearing, seeing, prefilling and stepping, with every position explicit."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from echosight.engines.omni import positions
+from echosight.engines.omni.context import Context, Picture, Segment
+from echosight.engines.omni.graphs import Recorder
+from echosight.engines.omni.mel import StreamingLogMel
+from echosight.engines.omni.rows import Rows, RowStep
+from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose, penalise
+from echosight.engines.omni.tokens import Tokens
+from echosight.engines.omni.vocoder import Frame, Vocoder
+from echosight.media import ImageFrame
+
+MAX_FRAMES = 4096
+"""Steps of the talker in one answer: 82 s at 50 a second. What upstream allows too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`context`: tokens of a conversation, its answer included; `answers`: how many can be decoded together."""
+
+    context: int = 8192
+    answers: int = 8
+    frames: int = MAX_FRAMES
+
+
+@dataclass(slots=True, eq=False)
+class Thought:
+    """An answer's place in the thinker: `token` was chosen and is not yet computed."""
+
+    token: int
+    position: int
+    dice: Dice
+    taste: Taste
+
+
+@dataclass(slots=True, eq=False)
+class Mouth:
+    """An answer's place in the talker. `carry` (hidden) is what its last frame adds to the next step's input."""
+
+    position: int
+    dice: Dice
+    taste: Taste
+    carry: torch.Tensor
+    seen: torch.Tensor
+    """(vocabulary) bool: the codes that the repetition penalty counts."""
+    frames: list[Frame] = field(default_factory=list)
+    ended: bool = False
+
+
+class OmniModel(ABC):
+    """A loaded model and its processors. Only the thread that owns the model calls it, inside inference mode."""
+
+    window: int
+    """Mel frames of an encoder window."""
+    zero_tail: bool
+    """What the feature extractor sees past the end of the audio (see `StreamingLogMel`)."""
+    frame_ms: float
+    """Milliseconds of speech in a frame of codes."""
+    audio_token: int
+    image_token: int
+    speakers: tuple[str, ...]
+    speech_taste: Taste
+    codec_ends: frozenset[int]
+    """Codes that end the speech."""
+    preamble: str = ""
+    """What the system prompt has to begin with."""
+    chances_a_frame: int = 1
+    output_rate = 24_000
+
+    def __init__(
+        self, model: Any, tokenizer: Any, extractor: Any, images: Any, limits: Limits, recorder: Recorder
+    ) -> None:
+        self.model = model
+        self.thinker = model.thinker
+        self.talks: bool = model.has_talker
+        self.talker: Any = model.talker if self.talks else None
+        self.tokens = Tokens(tokenizer)
+        self.hop: int = extractor.hop_length
+        self.device: torch.device = model.thinker.device
+        self.dtype: torch.dtype = model.thinker.dtype
+        self.limits = limits
+        self.recorder = recorder
+        # Apart, because what runs on another stream may not share memory with what runs on this one.
+        self.vocoder_recorder = recorder.another()
+        ends = (self.tokens.end, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.text_ends = frozenset(token for token in ends if token is not None)
+        self.text_taste = _taste_of(model)
+        self._images = images
+        self._n_fft: int = extractor.n_fft
+        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters)).float()
+        graphs = self.device.type == "cuda"
+        layout = model.thinker.config.text_config
+        self.thinking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=limits.context, fixed=graphs)
+        if self.talks:
+            length = limits.context + limits.frames
+            layout = self._talker_layout()
+            self.talking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=length, fixed=graphs)
+
+    @property
+    def first_window(self) -> int:
+        """Samples of speech with which a turn's first window is complete."""
+        return self.new_mel().needed
+
+    # --- hearing and seeing -----------------------------------------------------------------------
+
+    def new_mel(self) -> StreamingLogMel:
+        return StreamingLogMel(
+            self._filters, n_fft=self._n_fft, hop=self.hop, window=self.window, zero_tail=self.zero_tail
+        )
+
+    def encode_speech(self, frames: torch.Tensor) -> torch.Tensor:
+        """Mel frames (n, mels) of at most a window to features (tokens, hidden)."""
+        lengths = torch.tensor([len(frames)], device=self.device)
+        features = frames.T.to(self.device, self.dtype)
+        encoded: torch.Tensor = self.thinker.model.audio_tower(features, feature_lens=lengths).last_hidden_state
+        return encoded
+
+    def encode_picture(self, frame: ImageFrame) -> Picture:
+        """A still picture to tokens."""
+        with Image.open(io.BytesIO(frame.data)) as image:
+            pixels = self._images(images=[image.convert("RGB")], return_tensors="pt")
+        grid = pixels["image_grid_thw"]
+        seen = self.thinker.get_image_features(
+            pixels["pixel_values"].to(self.device), grid.to(self.device), return_dict=True
+        )
+        features = seen.pooler_output
+        if isinstance(features, tuple | list):
+            features = torch.cat(tuple(features))
+        deep = tuple(
+            torch.cat(tuple(layer)) if isinstance(layer, tuple | list) else layer
+            for layer in getattr(seen, "deepstack_features", None) or ()
+        )
+        merge = self._images.merge_size
+        return Picture(features, deep, int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)
+
+    # --- prefill ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prefill(self, context: Context, segments: Sequence[Segment]) -> torch.Tensor:
+        """Compute segments into both caches. Returns the thinker's last hidden state (1, hidden)."""
+
+    @abstractmethod
+    def talker_reads(self, role: str) -> bool:
+        """Whether the talker's cache holds what is said in this role."""
+
+    @abstractmethod
+    def remember_reply(self, context: Context, cues: torch.Tensor) -> None:
+        """Give the talker's cache the reply's text: `cues` (n, width), one a token, from the context's position on."""
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Thinker embeddings (n, hidden)."""
+        table: torch.Tensor = self.thinker.get_input_embeddings()(torch.tensor(ids, device=self.device))
+        return table
+
+    def gather(self, segments: Sequence[Segment]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Segments as one: embeddings (1, n, hidden), the mask of features among them (n) and positions (3, 1, n)."""
+        ids = torch.tensor([token for segment in segments for token in segment.ids])
+        fill = torch.tensor([token == segment.placeholder for segment in segments for token in segment.ids])
+        embeddings = self.thinker.get_input_embeddings()(ids.to(self.device))
+        features = [segment.features for segment in segments if segment.features is not None]
+        fill = fill.to(self.device)
+        if features:
+            embeddings = embeddings.clone()
+            embeddings[fill] = torch.cat(features).to(embeddings.dtype)
+        places = torch.cat([segment.positions for segment in segments], 1)[:, None].to(self.device)
+        return embeddings[None], fill, places
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def first_token(self, hidden: torch.Tensor, dice: Dice, taste: Taste) -> int:
+        """What the reply begins with, from the prompt's last hidden state (1, hidden)."""
+        chance = torch.tensor(dice.throw(), device=self.device)
+        logits = self.thinker.lm_head(hidden)
+        return int(choose(logits, chance, Tastes.of([taste], self.device))[0])
+
+    def think(self, thoughts: Sequence[Thought]) -> torch.Tensor:
+        """Compute each thought's token and choose its next. Returns the tokens' cues for the talker, (n, width)."""
+        step = self.thinking.step(thoughts)
+        tastes = Tastes.of(step.place([t.taste for t in thoughts], Taste()), self.device)
+        tokens = step.place([t.token for t in thoughts], 0)
+        places = step.place([t.position for t in thoughts], 0)
+        chances = step.place([t.dice.throw()[0] for t in thoughts], 0.0)
+
+        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rows, starts, token, place, chance, *taste = inputs
+            logits, cues = self._think(token, place, step.reading(rows, starts))
+            return choose(logits, chance, Tastes(*taste)), cues
+
+        chosen, cues = self.recorder.run(
+            "thinker",
+            step.shape,
+            compute,
+            step.rows,
+            step.starts,
+            torch.tensor(tokens, device=self.device),
+            torch.tensor(places, device=self.device),
+            torch.tensor(chances, device=self.device),
+            *tastes.tensors,
+        )
+        following = chosen.tolist()
+        for thought, at in zip(thoughts, step.places, strict=True):
+            thought.token = following[at]
+            thought.position += 1
+        return cues[step.places]
+
+    def talk(self, mouths: Sequence[Mouth], cues: torch.Tensor) -> None:
+        """A step of the talker: each mouth is given its cue (n, width) and adds a frame, or ends."""
+        step = self.talking.step(mouths)
+        tastes = Tastes.of(step.place([m.taste for m in mouths], Taste()), self.device)
+        silent = [0.0] * self.chances_a_frame
+        chances = step.place([m.dice.throw(self.chances_a_frame) for m in mouths], silent)
+        owner = [0] * len(step.rows)
+        for index, place in enumerate(step.places):
+            owner[place] = index
+
+        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rows, starts, heard, place, seen, chance, *taste = inputs
+            return self._talk(heard, place, seen, chance, Tastes(*taste), step.reading(rows, starts))
+
+        frames, carry, seen = self.recorder.run(
+            "talker",
+            step.shape,
+            compute,
+            step.rows,
+            step.starts,
+            (torch.stack([m.carry for m in mouths]) + cues)[owner],
+            torch.tensor(step.place([m.position for m in mouths], 0), device=self.device),
+            torch.stack([m.seen for m in mouths])[owner],
+            torch.tensor(chances, device=self.device),
+            *tastes.tensors,
+        )
+        spoken = frames.tolist()
+        for mouth, at in zip(mouths, step.places, strict=True):
+            mouth.position += 1
+            mouth.carry, mouth.seen = carry[at], seen[at]
+            mouth.ended = spoken[at][0] in self.codec_ends
+            if not mouth.ended:
+                mouth.frames.append(tuple(spoken[at]))
+
+    @abstractmethod
+    def open_mouth(self, context: Context, speaker: str, dice: Dice, taste: Taste) -> Mouth:
+        """Ready to speak: a row in `talking`, prefilled up to the first cue. The context stays as it is."""
+
+    @abstractmethod
+    def cue_end(self) -> torch.Tensor:
+        """What the talker is given behind the reply's last token, (1, width)."""
+
+    @abstractmethod
+    def cue_pad(self) -> torch.Tensor:
+        """What it is given after that, until it ends, (1, width)."""
+
+    @abstractmethod
+    def new_vocoder(self, speaker: str, seed: int | None) -> Vocoder:
+        """A vocoder for one answer."""
+
+    @abstractmethod
+    def _talker_layout(self) -> Any:
+        """The talker's text config."""
+
+    @abstractmethod
+    def _think(self, tokens: torch.Tensor, places: torch.Tensor, step: RowStep) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and positions (b) to logits (b, vocabulary) and cues (b, width)."""
+
+    @abstractmethod
+    def _talk(
+        self,
+        heard: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        chance: torch.Tensor,
+        tastes: Tastes,
+        step: RowStep,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs (b, width) to frames (b, codebooks), carries (b, width) and the codes seen (b, vocabulary)."""
+
+    def speak_code(
+        self,
+        logits: torch.Tensor,
+        suppressed: torch.Tensor,
+        seen: torch.Tensor,
+        chance: torch.Tensor,
+        tastes: Tastes,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose a code a row from the talker's `logits`; returns the codes (b) and `seen` with them in it."""
+        logits = penalise(logits.float(), seen, tastes.repetition_penalty).masked_fill(suppressed, -float("inf"))
+        codes = choose(logits, chance, tastes)
+        return codes, seen.scatter(1, codes[:, None], True)
+
+
+def decode_places(places: torch.Tensor) -> torch.Tensor:
+    """Positions (b) of one token each as the models want them, (3, b, 1)."""
+    return places[None, :, None].expand(3, -1, 1)
+
+
+def prompt_places(start: int, count: int, device: torch.device) -> torch.Tensor:
+    """Positions of `count` tokens of text from `start` on, (3, 1, count)."""
+    return positions.linear(start, count)[:, None].to(device)
+
+
+def _taste_of(model: Any) -> Taste:
+    """How the checkpoint itself wants its text chosen."""
+    wanted = getattr(model.thinker, "generation_config", None)
+    if wanted is None or not wanted.do_sample:
+        return Taste()
+    return Taste(wanted.temperature or 1.0, 1.0 if wanted.top_p is None else wanted.top_p, wanted.top_k or 0)

@@ -1,0 +1,76 @@
+"""The model with everything that is said on it: all that happens in the model's own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from echosight.engines import Piece
+from echosight.engines.omni.answer import Answer, Wish, advance
+from echosight.engines.omni.memory import Memory, View
+from echosight.engines.omni.model import OmniModel
+from echosight.engines.omni.vocoder import SideStream
+from echosight.errors import EngineFull
+
+
+class Stage:
+    """Conversations on one model. Every method runs in the thread that owns the model."""
+
+    def __init__(self, model: OmniModel, capacity: int, reply_tokens: int) -> None:
+        self.model = model
+        self._capacity = capacity
+        self._prompt_limit = model.limits.context - reply_tokens
+        self._memories: dict[str, Memory] = {}
+        self._answering: set[str] = set()
+        self._aside = SideStream(model.device)
+
+    def follow(self, view: View) -> int:
+        """Compute what can be computed of the user's open turn; samples of it with which there is more to compute."""
+        with torch.inference_mode():
+            memory = self._memory(view.id)
+            memory.follow(view)
+            return memory.samples_needed
+
+    def begin(self, view: View, wish: Wish) -> Answer:
+        """Start an answer; `end` has to follow."""
+        with torch.inference_mode():
+            answer = Answer(self.model, self._memory(view.id), view, wish, self._aside)
+            try:
+                answer.begin()
+            except BaseException:
+                answer.end()
+                raise
+            self._answering.add(view.id)
+            return answer
+
+    def advance(self, answers: Sequence[Answer]) -> list[list[Piece]]:
+        """One step of these answers together; what each of them has to say."""
+        with torch.inference_mode():
+            live = [answer for answer in answers if not answer.done]
+            if live:
+                advance(self.model, live)
+            return [answer.take() for answer in answers]
+
+    def end(self, conversation_id: str, answers: Sequence[Answer]) -> None:
+        """The conversation's answers are over, complete or not."""
+        with torch.inference_mode():
+            for answer in answers:
+                answer.end()
+        self._answering.discard(conversation_id)
+
+    def release(self, conversation_id: str) -> None:
+        self._memories.pop(conversation_id, None)
+
+    def _memory(self, conversation_id: str) -> Memory:
+        """The conversation's memory, now the most recently used; the one unused for longest makes room for it."""
+        memory = self._memories.pop(conversation_id, None)
+        if memory is None:
+            if len(self._memories) >= self._capacity:
+                idle = next((key for key in self._memories if key not in self._answering), None)
+                if idle is None:
+                    raise EngineFull
+                del self._memories[idle]
+            memory = Memory(self.model, self._prompt_limit)
+        self._memories[conversation_id] = memory
+        return memory

@@ -1,0 +1,104 @@
+"""Sounds and pictures to show a model, conversations of them, and what its answers come to."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
+from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.engines.omni.answer import Answer, Wish
+from echosight.engines.omni.memory import View
+from echosight.engines.omni.sampling import Taste
+from echosight.media import HEARD_HZ, ImageFrame
+
+SYSTEM = "You are a helpful assistant."
+
+
+def sound(seconds: float, seed: int = 0) -> bytes:
+    """A warbling tone in noise, PCM16 at `HEARD_HZ`; its loudest moment is at its beginning."""
+    count = int(seconds * HEARD_HZ)
+    at = np.arange(count) / HEARD_HZ
+    loudness = 0.2 * np.clip(np.sin(2 * np.pi * 1.3 * at), 0, 1) * np.where(at < 0.5, 2.0, 1.0)
+    tone = loudness * np.sin(2 * np.pi * (200 + 20 * seed + 300 * np.sin(np.pi * at)) * at)
+    noise = 0.005 * np.random.default_rng(seed).standard_normal(count)
+    return ((tone + noise) * 32767).astype("<i2").tobytes()
+
+
+def photo(seed: int = 0) -> ImageFrame:
+    pixels = np.random.default_rng(seed).integers(0, 255, (90, 130, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return ImageFrame(data.getvalue(), "image/png", 130, 90)
+
+
+def heard(pcm: bytes) -> AudioPart:
+    return AudioPart(pcm, HEARD_HZ, len(pcm) * 500 // HEARD_HZ)
+
+
+def user(name: str, *parts: Part) -> Item:
+    return Item("user", parts, name)
+
+
+def spoken(name: str, text: str) -> Item:
+    return Item("assistant", (AudioPart(None, 24_000, 0, text),), name)
+
+
+def view(*items: Item, turn: Item | None = None, system: str = SYSTEM, name: str = "talk") -> View:
+    return View(name, items, system, turn)
+
+
+FIRST = user("one", heard(sound(3.4, 1)), ImagePart(photo(1), 3400), TextPart("look"))
+SECOND = user("two", heard(sound(2.6, 2)), TextPart("and now"))
+
+GREEDY = Taste()
+
+
+def wish(model: Any, tokens: int = 12, taste: Taste = GREEDY, speech_taste: Taste = GREEDY) -> Wish:
+    """An answer, spoken."""
+    return Wish(taste, tokens, model.speakers[0], speech_taste, seed=7)
+
+
+@dataclass
+class Said:
+    """What came of an answer."""
+
+    text: str = ""
+    pcm: bytes = b""
+    kinds: str = ""
+    tokens: list[int] = field(default_factory=list)
+    frames: list[Any] = field(default_factory=list)
+    summary: Summary | None = None
+
+    def add(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self.kinds += type(piece).__name__[0]
+            match piece:
+                case TextPiece(text):
+                    self.text += text
+                case SpeechPiece(pcm):
+                    self.pcm += pcm
+                case Summary():
+                    self.summary = piece
+
+
+def run(stage: Any, *begun: tuple[str, Answer]) -> list[Said]:
+    """Advance answers together to their end."""
+    results = [Said() for _ in begun]
+    while not all(answer.done for _, answer in begun):
+        for said, pieces in zip(results, stage.advance([answer for _, answer in begun]), strict=True):
+            said.add(pieces)
+    for (name, answer), said in zip(begun, results, strict=True):
+        said.tokens = answer.tokens
+        said.frames = list(answer.speech.mouth.frames) if answer.speech else []
+        stage.end(name, [answer])
+    return results
+
+
+def ask(stage: Any, seen: View, wanted: Wish) -> Said:
+    """One answer, alone."""
+    return run(stage, (seen.id, stage.begin(seen, wanted)))[0]

@@ -1,0 +1,238 @@
+"""The caches hold what a computation in one pass would give, whatever way they came about."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoFeatureExtractor
+
+from echosight.conversation import ImagePart, Item, Part, TextPart
+from echosight.engines import Piece, TextPiece
+from echosight.engines.omni.memory import Memory, View
+from echosight.engines.omni.sampling import Taste
+from echosight.engines.omni.stage import Stage
+from echosight.errors import EngineFailure
+from tests.engines.omni.speech import FIRST, SECOND, SYSTEM, ask, heard, photo, run, sound, spoken, user, view, wish
+
+CLOSE = 1e-4
+
+
+def first_logits(memory: Memory, seen: View) -> torch.Tensor:
+    """Logits of the reply's first token; the memory is left as before the reply."""
+    with torch.inference_mode():
+        start, hidden = memory.prepare_reply(seen, None)
+        memory.context.back_to(start)
+        logits: torch.Tensor = memory._model.thinker.lm_head(hidden)[0]
+        return logits
+
+
+def in_one_pass(model: Any, extract: Any, said: bytes, cuts: list[int], picture: Any, text: str, order: str) -> Any:
+    """Upstream's own forward over the whole prompt, with the positions that it finds itself.
+
+    `order` names what the user's turn holds: s the next stretch of speech (`cuts`: where they end, in frames),
+    p the picture, t the text.
+    """
+    tokens, images = model.tokens, model._images
+    wave = (np.frombuffer(said, "<i2") / 32768).astype("f4")
+    whole = extract(
+        wave,
+        sampling_rate=16000,
+        padding="max_length" if model.zero_tail else True,
+        truncation=False,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    frames = int(whole["attention_mask"].sum())
+    parts = torch.tensor_split(whole["input_features"][0, :, :frames], cuts, 1)
+    longest = max(part.shape[1] for part in parts)
+    features = torch.stack([torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts])
+    mask = torch.stack([torch.arange(longest) < part.shape[1] for part in parts]).long()
+    pixels = images(images=[picture], return_tensors="pt")
+    seen = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
+    ids = [*tokens.header("system"), *tokens.encode(SYSTEM), *tokens.footer, *tokens.header("user")]
+    stretches = iter(parts)
+    with torch.inference_mode():
+        for what in order:
+            match what:
+                case "s":
+                    count = len(model.encode_speech(next(stretches).T))
+                    ids += [tokens.audio_start, *[model.audio_token] * count, tokens.audio_end]
+                case "p":
+                    ids += [tokens.image_start, *[model.image_token] * seen, tokens.image_end]
+                case "t":
+                    ids += tokens.encode(text)
+        prompt = torch.tensor([[*ids, *tokens.footer, *tokens.header("assistant")]])
+        out = model.thinker(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            input_features=features,
+            feature_attention_mask=mask,
+            pixel_values=pixels["pixel_values"],
+            image_grid_thw=pixels["image_grid_thw"],
+        )
+    return out.logits[0, -1]
+
+
+@pytest.fixture
+def extract(folders: dict[str, Path], kind: str) -> Any:
+    reader: Any = AutoFeatureExtractor
+    return reader.from_pretrained(folders[kind])
+
+
+def long_speech(model: Any) -> bytes:
+    """Two windows of the encoder and a bit."""
+    return sound(2 * model.window / 100 + 1.337)
+
+
+def growing(said: bytes, step: int, *more: Part) -> list[Item]:
+    """An open turn after each of its packets of `step` samples."""
+    return [user("one", heard(said[: 2 * end]), *more) for end in range(step, len(said) // 2, step)]
+
+
+def picture_of(part: ImagePart) -> Any:
+    return Image.open(io.BytesIO(part.frame.data)).convert("RGB")
+
+
+@pytest.mark.parametrize("shown", ["behind the speech", "within it"])
+def test_prefill_during_speech_is_one_pass(model: Any, extract: Any, shown: str) -> None:
+    said = long_speech(model)
+    length = model.window * 10
+    at_ms = len(said) // 32 if shown == "behind the speech" else length - 300
+    part = ImagePart(photo(), at_ms)
+    memory = Memory(model, 3000)
+    with torch.inference_mode():
+        for item in growing(said, 4000):
+            visible = (part,) if item.audio is not None and item.audio.duration_ms >= at_ms else ()
+            memory.follow(view(turn=Item("user", (*item.parts, *visible), "one")))
+        assert memory.context.computed > 20, "nothing was computed while the user spoke"
+    logits = first_logits(memory, view(user("one", heard(said), part, TextPart("look"))))
+    cuts, order = ([], "spt") if shown == "behind the speech" else ([model.window], "spst")
+    reference = in_one_pass(model, extract, said, cuts, picture_of(part), "look", order)
+    assert (logits - reference).abs().max() <= CLOSE
+
+
+@pytest.mark.parametrize("step", [320, 1601, 16000])
+def test_packets_of_any_size_give_the_same(model: Any, step: int) -> None:
+    said = long_speech(model)
+    whole, packets = Memory(model, 3000), Memory(model, 3000)
+    with torch.inference_mode():
+        for item in growing(said, step)[:: max(1, 16000 // step)]:
+            packets.follow(view(turn=item))
+    seen = view(user("one", heard(said)))
+    assert torch.allclose(first_logits(whole, seen), first_logits(packets, seen), atol=1e-5, rtol=0)
+
+
+def test_the_next_turn_on_kept_caches_is_a_fresh_computation(stage: Stage, model: Any) -> None:
+    reply = ask(stage, view(FIRST), wish(model))
+    kept = stage._memories["talk"]
+    fresh = Memory(model, 3000)
+    with torch.inference_mode():
+        fresh.prepare_reply(view(FIRST), None)
+        fresh.context.write(reply.tokens, "assistant")
+        fresh.context.write(model.tokens.footer, "assistant")
+        fresh.context.flush()
+        fresh.keep_reply(reply.text)
+    seen = view(FIRST, spoken("reply", reply.text), SECOND)
+    before = kept.context.computed
+    logits = first_logits(kept, seen)
+    assert kept.context.computed > before, "the reply was not kept"
+    assert (logits - first_logits(fresh, seen)).abs().max() <= CLOSE
+    talkers = [memory.context.talker.layers[-1].keys for memory in (kept, fresh)]
+    assert (talkers[0] - talkers[1]).abs().max() <= CLOSE
+
+
+def test_what_was_interrupted_was_never_said(stage: Stage, model: Any) -> None:
+    never = Memory(model, 3000)
+    answer = stage.begin(view(FIRST), wish(model))
+    for _ in range(9):
+        stage.advance([answer])
+    stage.end("talk", [answer])
+    memory = stage._memories["talk"]
+    for seen in (view(FIRST), view(FIRST, spoken("cut", "You are"), SECOND)):
+        assert (first_logits(memory, seen) - first_logits(never, seen)).abs().max() <= CLOSE
+    assert memory.context.at == never.context.at
+    assert memory.context.talker.get_seq_length() == never.context.talker.get_seq_length() == never.context.at.talker
+
+
+def test_edits_of_the_conversation_reach_the_caches(stage: Stage, model: Any) -> None:
+    reply = ask(stage, view(FIRST), wish(model))
+    memory = stage._memories["talk"]
+    edits = {
+        "deleted": view(SECOND),
+        "truncated": view(FIRST, spoken("reply", reply.text[: len(reply.text) // 2]), SECOND),
+        "inserted": view(user("new", TextPart("first")), FIRST, SECOND),
+        "new version": view(replace(FIRST, version=3, parts=(TextPart("other"),)), SECOND),
+        "new instructions": view(FIRST, SECOND, system="Be brief."),
+    }
+    for name, seen in edits.items():
+        assert (first_logits(memory, seen) - first_logits(Memory(model, 3000), seen)).abs().max() <= CLOSE, name
+
+
+def test_a_full_context_forgets_the_oldest_whole_turns(model: Any) -> None:
+    turns = [
+        part for n in range(6) for part in (user(f"u{n}", TextPart(f"say {n} " * 8)), spoken(f"a{n}", f"well {n}"))
+    ]
+    last = user("last", TextPart("and then"))
+    memory = Memory(model, 400)
+    logits = first_logits(memory, view(*turns, last))
+    assert memory._forgotten and turns[-2].id not in memory._forgotten
+    kept = [item for item in turns if item.id not in memory._forgotten]
+    assert kept[0].role == "user"
+    assert (logits - first_logits(Memory(model, 3000), view(*kept, last))).abs().max() <= CLOSE
+    computed = memory.context.computed
+    first_logits(memory, view(*turns, last, spoken("x", "so"), user("y", TextPart("go on"))))
+    assert computed < memory.context.computed <= 400, "a conversation that had room was computed anew"
+
+
+def test_a_turn_longer_than_the_context_fails(model: Any) -> None:
+    with pytest.raises(EngineFailure, match="longer than"), torch.inference_mode():
+        Memory(model, 64).prepare_reply(view(user("one", TextPart("word " * 200))), None)
+
+
+def test_conversations_are_told_apart(stage: Stage, model: Any) -> None:
+    views = [view(FIRST, name="a"), view(SECOND, name="b")]
+    alone = [ask(Stage(model, 1, 256), seen, wish(model)) for seen in views]
+    answers = [stage.begin(seen, wish(model)) for seen in views]
+    turns: list[list[Piece]] = [[], []]
+    while not all(answer.done for answer in answers):
+        for answer, pieces in zip(answers, turns, strict=True):
+            pieces += stage.advance([answer])[0]
+    for answer, seen in zip(answers, views, strict=True):
+        stage.end(seen.id, [answer])
+    for answer, solo, pieces in zip(answers, alone, turns, strict=True):
+        assert "".join(p.text for p in pieces if isinstance(p, TextPiece)) == solo.text
+        assert answer.speech is not None and answer.speech.mouth.frames == solo.frames
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["greedy", "sampled"])
+def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any, warm: bool) -> None:
+    taste = Taste(1.0, 0.95) if warm else Taste()
+    views = [view(FIRST, name="a"), view(SECOND, name="b"), view(user("t", TextPart("hello")), name="c")]
+    lengths = [4, 12, 9]
+    wishes = [replace(wish(model, n, taste=taste, speech_taste=taste), seed=n) for n in lengths]
+    alone = [ask(Stage(model, 1, 256), seen, wanted) for seen, wanted in zip(views, wishes, strict=True)]
+    begun = [(seen.id, stage.begin(seen, wanted)) for seen, wanted in zip(views, wishes, strict=True)]
+    together = run(stage, *begun)
+    for solo, joint in zip(alone, together, strict=True):
+        assert (joint.text, joint.frames) == (solo.text, solo.frames)
+        assert len(joint.frames) > 30
+    for seen, solo in zip(views, alone, strict=True):
+        # Split back, each goes on as if it had been alone.
+        after = view(*seen.items, spoken("r", solo.text), user("n", TextPart("go on")), name=seen.id)
+        again = first_logits(stage._memories[seen.id], after)
+        lone = Stage(model, 1, 256)
+        ask(lone, seen, wishes[views.index(seen)])
+        assert (again - first_logits(lone._memories[seen.id], after)).abs().max() <= CLOSE
+
+
+def test_speech_starts_before_the_text_ends(stage: Stage, model: Any) -> None:
+    said = ask(stage, view(FIRST), wish(model, 55))
+    assert said.kinds.index("S") < said.kinds.rindex("T")
+    assert said.kinds.endswith("S") and said.summary is not None and said.summary.finish == "length"
