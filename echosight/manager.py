@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from echosight import events as ev
 from echosight.conversation import Item, new_id
 from echosight.engines import Engine
+from echosight.engines.worker import Worker
 from echosight.errors import EngineFull, InputError, SetupError
 from echosight.journal import Journal
 from echosight.media import AudioChunk
@@ -25,8 +26,13 @@ from echosight.wire.content import CustomOptions, apply_options
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LEAD_MS = 1_000
 """How far live speech is sent ahead of its playing: covers a slow network, and dies out soon after a stop."""
+
+LARGE_BYTES = 64 * 1024
+"""Messages that may take longer to read than others should wait: pictures and whole recordings."""
 
 GIVE_WAY_S = 10
 """A session that nobody is connected to, and that was left alone for so long, may be ended to make room."""
@@ -68,6 +74,7 @@ class StreamManager:
         self._metrics = metrics
         self._journal = journal
         self._clock = clock
+        self._reader = Worker("reader")
         self._places: dict[str, _Place] = {}
         self._tasks: list[asyncio.Task[None]] = []
         metrics.count_sessions(lambda: self.sessions)
@@ -88,6 +95,7 @@ class StreamManager:
                 await self._drop(key)
             await self.engine.close()
             await self._journal.close()
+            await self._reader.close()
 
     async def _load(self) -> None:
         try:
@@ -206,6 +214,10 @@ class StreamManager:
     def _claim(self, place: _Place) -> None:
         self._refuse_second_reader(place)
         place.readers += 1
+
+    async def read(self, size: int, work: Callable[[], T]) -> T:
+        """Have a message of `size` bytes read: at once, or in a thread beside the event loop where it is large."""
+        return work() if size < LARGE_BYTES else await self._reader.call(work)
 
     # --- what the EchoSight protocol asks for ---------------------------------------------------
 

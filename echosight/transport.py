@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 
 from echosight.errors import InputError
 from echosight.events import Failure
+from echosight.manager import StreamManager
 from echosight.session import Session
 from echosight.wire import Message, Wire
 
@@ -38,15 +39,16 @@ async def serve(socket: WebSocket, wire: Wire, session: Session, *first: Message
 
 
 async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Message, ...]) -> None:
+    manager: StreamManager = socket.app.state.manager
     for message in first:
-        await _take(wire, session, message)
+        await _take(manager, wire, session, message)
     while (received := await receive(socket)) is not None:
-        await _take(wire, session, received)
+        await _take(manager, wire, session, received)
 
 
-async def _take(wire: Wire, session: Session, message: Message) -> None:
+async def _take(manager: StreamManager, wire: Wire, session: Session, message: Message) -> None:
     try:
-        for event in wire.receive(message):
+        for event in await manager.read(len(message), lambda: list(wire.receive(message))):
             await session.feed(event)
     except InputError as error:
         session.refuse(Failure(error.code, error.message, error.param, wire.reference))

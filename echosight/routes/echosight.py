@@ -36,6 +36,10 @@ def limits(settings: Settings) -> Limits:
     return Limits(settings.max_image_pixels, settings.max_audio_seconds)
 
 
+async def read(manager: StreamManager, body: str | bytes, settings: Settings) -> Content:
+    return await manager.read(len(body), lambda: read_content(read_json(body), limits(settings)))
+
+
 async def take(manager: StreamManager, who: Caller, content: Content) -> Record:
     """Feed a body to the caller's session; the acknowledgement."""
     if content.stop:
@@ -47,13 +51,13 @@ async def take(manager: StreamManager, who: Caller, content: Content) -> Record:
 @router.post("/stream")
 async def stream(who: Known, manager: Manager, settings: Chosen, body: Body) -> Record:
     """A piece of live sound, with pictures or text that belong to it."""
-    return await take(manager, who, read_content(read_json(body), limits(settings)))
+    return await take(manager, who, await read(manager, body, settings))
 
 
 @router.post("/completions")
 async def completions(who: Known, manager: Manager, settings: Chosen, body: Body) -> EventSourceResponse:
     """The next answer as server-sent events: to what /stream brings, or to the turn in the body itself."""
-    content = read_content(read_json(body), limits(settings))
+    content = await read(manager, body, settings)
     await manager.may_read(who.key)
     return sse(_records(who, manager, content.item()))
 
@@ -102,7 +106,7 @@ async def feedback(who: Known, manager: Manager, body: Body) -> Record:
 @router.post("/init_options")
 async def init_options(who: Known, manager: Manager, body: Body) -> Record:
     """Choose voice, prompts and thresholds for the caller's own session; the conversation begins anew."""
-    options, sample = read_options(read_json(body))
+    options, sample = await manager.read(len(body), lambda: read_options(read_json(body)))
     if sample is not None:
         await manager.upload_customized_audio(who.key, sample if sample.pcm else None)
     if options is not None:
@@ -133,7 +137,7 @@ async def _reply(message: Message, who: Caller, manager: StreamManager, settings
     try:
         if isinstance(message, bytes):
             raise InputError("Send subscribe before binary audio", code="not_subscribed")
-        return await take(manager, who, read_content(read_json(message), limits(settings)))
+        return await take(manager, who, await read(manager, message, settings))
     except EngineFull as error:
         return {"error": error.message, "code": error.code, "retry_after": error.retry_after}
     except EchoSightError as error:
