@@ -14,6 +14,8 @@ class TurnOptions:
 
     Speech begins when `min_speech_ms` in a row reach `threshold`, and ends after `silence_ms` below
     `threshold - 0.15` (hysteresis). After `pause_ms` of silence the transcript is finished speculatively.
+    With `patience_ms`, speech that does not sound finished is given that much silence instead. With `idle_ms`, a user
+    who has said nothing for so long since the last answer was played is answered all the same.
     """
 
     threshold: float = 0.5
@@ -24,6 +26,8 @@ class TurnOptions:
     max_turn_ms: int = 60_000
     create_response: bool = True
     interrupt_response: bool = True
+    patience_ms: int = 0
+    idle_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
