@@ -13,34 +13,72 @@ _RANGES: dict[str, tuple[str, float, float]] = {
     "prefix_padding_ms": ("prefix_padding_ms", 0, 5_000),
     "silence_duration_ms": ("silence_ms", 32, 10_000),
 }
+_BRIDGE_RANGES: dict[str, tuple[str, float, float]] = {
+    "start_ms": ("min_speech_ms", 20, 5_000),
+    "end_ms": ("silence_ms", 32, 10_000),
+    "pad_ms": ("prefix_padding_ms", 0, 5_000),
+    "max_ms": ("max_turn_ms", 100, 600_000),
+}
 _SWITCHES = ("create_response", "interrupt_response")
-_IGNORED = ("type", "eagerness", "idle_timeout_ms")
+_KINDS = ("server_vad", "semantic_vad")
+
+EAGERNESS: dict[str, tuple[int, int]] = {"low": (800, 8_000), "medium": (500, 4_000), "high": (300, 2_000)}
+"""How long a silence ends a turn that sounds finished, and one that does not, in ms."""
 
 
-def turn_options(data: Any, base: TurnOptions, param: str = "turn_detection") -> TurnOptions | None:
+def turn_options(
+    data: Any, base: TurnOptions, param: str = "turn_detection", *, bridge: bool = False
+) -> TurnOptions | None:
     """The Realtime protocol's ``turn_detection``; None (JSON null) means turns are committed by hand.
 
-    Raises `WireError` naming the field at fault.
+    `bridge`: with the words that the Realtime Speech Bridge has for it. Raises `WireError` naming the field at fault.
     """
     if data is None:
         return None
     if not isinstance(data, dict):
         raise WireError(f"{param} must be an object or null", code="invalid_type", param=param)
-    changes: dict[str, Any] = {}
+    kind = data.get("type", "server_vad")
+    if kind not in _KINDS:
+        supported = " and ".join(f"'{name}'" for name in _KINDS)
+        raise WireError(
+            f"Invalid value: '{kind}'. Supported values are: {supported}.", code="invalid_value", param=f"{param}.type"
+        )
+    ranges = _RANGES | _BRIDGE_RANGES if bridge else _RANGES
+    changes: dict[str, Any] = {"idle_ms": None, "patience_ms": 0}
+    if kind == "semantic_vad":
+        changes |= _patience(data.get("eagerness", "auto"), f"{param}.eagerness")
     for key, value in data.items():
-        if key in _RANGES:
-            name, low, high = _RANGES[key]
+        if key in ranges:
+            name, low, high = ranges[key]
             changes[name] = _number(value, low, high, f"{param}.{key}")
+        elif bridge and key == "aggressiveness":
+            changes["threshold"] = aggressiveness(_number(value, 0, 3, f"{param}.{key}"))
+        elif key == "idle_timeout_ms":
+            changes["idle_ms"] = None if value is None else _number(value, 100, 3_600_000, f"{param}.{key}")
         elif key in _SWITCHES:
             if not isinstance(value, bool):
                 raise WireError(f"{param}.{key} must be true or false", code="invalid_type", param=f"{param}.{key}")
             changes[key] = value
-        elif key not in _IGNORED:
+        elif key not in ("type", "eagerness"):
             raise WireError(f"Unknown parameter: '{param}.{key}'.", code="unknown_parameter", param=f"{param}.{key}")
     for name, value in changes.items():
-        if name.endswith("_ms"):
+        if name.endswith("_ms") and value is not None:
             changes[name] = round(value)
     return replace(base, **changes)
+
+
+def aggressiveness(level: float) -> float:
+    """The 0 to 3 of WebRTC's detector as a probability of Silero's: 0.35, 0.5, 0.65, 0.8."""
+    return 0.35 + 0.15 * level
+
+
+def _patience(eagerness: Any, param: str) -> dict[str, int]:
+    name = "medium" if eagerness in ("auto", None) else eagerness
+    if name not in EAGERNESS:
+        supported = ", ".join(f"'{known}'" for known in (*EAGERNESS, "auto"))
+        raise WireError(f"Invalid value: '{eagerness}'. Supported values are: {supported}.", param=param)
+    silence_ms, patience_ms = EAGERNESS[name]
+    return {"silence_ms": silence_ms, "patience_ms": patience_ms}
 
 
 def _number(value: Any, low: float, high: float, param: str) -> float:

@@ -1,0 +1,10 @@
+"""The OpenAI Realtime protocol in its three dialects.
+
+`wire` receives and sends; `session_object`, `items` and `replies` know one kind of object each; `schema` checks what
+clients send; `dialects` renames what is written in GA; `log` keeps what was sent.
+"""
+
+from echosight.wire.realtime.fields import error_message
+from echosight.wire.realtime.wire import BRIDGE_TURN, Place, RealtimeWire
+
+__all__ = ["BRIDGE_TURN", "Place", "RealtimeWire", "error_message"]

@@ -1,0 +1,51 @@
+"""Fields of client events, and the errors that say what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from echosight import events as ev
+from echosight.errors import WireError
+
+Json = dict[str, Any]
+
+
+def error_event(failure: ev.Failure) -> Json:
+    kind = "server_error" if failure.code.startswith("engine") else "invalid_request_error"
+    error = {"type": kind, "code": failure.code, "message": failure.message, "param": failure.param}
+    return {"type": "error", "error": error | {"event_id": failure.reference}}
+
+
+def error_message(failure: ev.Failure) -> str:
+    """An error for a client that gets no session."""
+    return orjson.dumps({"event_id": "event_0", **error_event(failure)}).decode()
+
+
+def required(body: Json, name: str) -> Any:
+    if body.get(name) is None:
+        raise WireError(f"Missing required parameter: '{name}'.", code="missingrequired_parameter", param=name)
+    return body[name]
+
+
+def _typed(body: Json, name: str, expected: str, *kinds: type[Any]) -> Any:
+    value = required(body, name)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise WireError(f"Invalid type for '{name}': expected {expected}.", code="invalid_type", param=name)
+    return value
+
+
+def text_of(body: Json, name: str) -> str:
+    value: str = _typed(body, name, "a string", str)
+    return value
+
+
+def number_of(body: Json, name: str) -> float:
+    value: float = _typed(body, name, "a number", int, float)
+    return value
+
+
+def object_of(body: Json, name: str) -> Json:
+    value: Json = _typed(body, name, "an object", dict)
+    return value

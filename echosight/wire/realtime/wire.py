@@ -1,0 +1,316 @@
+"""The OpenAI Realtime protocol as a wire: client events in, server events out, in one dialect a connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from echosight import events as ev
+from echosight.conversation import Item
+from echosight.errors import WireError
+from echosight.media import HEARD_HZ
+from echosight.options import SessionOptions, TurnOptions
+from echosight.wire import Message
+from echosight.wire.content import read_json
+from echosight.wire.realtime import schema, session_object
+from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_param, flat_session, is_flat, nested
+from echosight.wire.realtime.fields import error_event, number_of, object_of, required, text_of
+from echosight.wire.realtime.items import codec_of, from_json, to_json
+from echosight.wire.realtime.log import SentLog
+from echosight.wire.realtime.replies import Reply
+
+Json = dict[str, Any]
+
+MIN_COMMIT_MS = 100
+_PER_MS = HEARD_HZ // 1000
+
+BRIDGE_TURN = TurnOptions(
+    min_speech_ms=120, silence_ms=450, prefix_padding_ms=180, max_turn_ms=5_000, interrupt_response=False
+)
+"""How the bridge finds turns, once it is asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a wire is put to use: the session's ids, what its engine can do, and what the server allows."""
+
+    session_id: str
+    conversation_id: str
+    find: Callable[[str], Item | None]
+    """An item of the conversation by its id."""
+    model: str = "echosight"
+    voices: Collection[str] = ()
+    expires_at: int = 0
+    max_pixels: int = 40_000_000
+    bridge_turn: TurnOptions = BRIDGE_TURN
+    transcribes: bool = False
+    """The session only transcribes (``?intent=transcription``)."""
+
+
+class RealtimeWire:
+    """GA until told otherwise: beta where the connection asks for it, the bridge where the first update is flat.
+
+    `options` are what the session has now. Every event that was sent is kept for a while, for a client that comes
+    back: `log.since(event_id)`.
+    """
+
+    def __init__(self, place: Place, options: SessionOptions, *, beta: bool = False) -> None:
+        self.reference: str | None = None
+        self.options = options
+        self.log = SentLog()
+        self._place = place
+        self._base = options
+        self._dialect = BETA if beta else GA
+        self._decided = beta
+        self._session = session_object.describe(place.session_id, place.model, options, place.expires_at)
+        if place.transcribes:
+            self._adopt({**self._session, "type": "transcription"})
+        self._confirmations: deque[Json] = deque()
+        self._replies: dict[str, Reply] = {}
+        self._spoke = False
+        self._receivers: dict[str, Callable[[Json], Iterator[ev.Input]]] = {
+            "session.update": self._update,
+            "transcription_session.update": self._update,
+            "input_audio_buffer.append": self._append,
+            "input_audio_buffer.commit": self._commit,
+            "input_audio_buffer.clear": self._clear,
+            "conversation.item.create": self._create_item,
+            "conversation.item.retrieve": self._retrieve_item,
+            "conversation.item.truncate": self._truncate_item,
+            "conversation.item.delete": self._delete_item,
+            "response.create": self._respond,
+            "response.cancel": self._cancel,
+        }
+
+    @property
+    def session(self) -> Json:
+        """The session as this connection's client sees it."""
+        shown = session_object.shown(self._session)
+        return flat_session(self._session) if self._dialect.flat else shown
+
+    def configure(self, session: Json) -> None:
+        """Choose beforehand, as the session of a client secret does. Raises `WireError`."""
+        for _ in self._update({"session": session}):
+            self._confirmations.clear()
+
+    # --- what the client says -------------------------------------------------------------------
+
+    def receive(self, message: Message) -> Iterator[ev.Input]:
+        self.reference = None
+        if isinstance(message, bytes):
+            raise WireError("Binary frames are not supported: send JSON text frames.", code="invalid_event")
+        body = read_json(message)
+        if not isinstance(body, dict):
+            raise WireError("The event must be a JSON object.", code="invalid_json")
+        reference = body.get("event_id")
+        self.reference = reference if isinstance(reference, str) else None
+        kind = text_of(body, "type")
+        if (receiver := self._receivers.get(kind)) is None:
+            supported = ", ".join(f"'{name}'" for name in self._receivers if not name.startswith("transcription"))
+            raise WireError(f"Invalid value: '{kind}'. Supported values are: {supported}.", param="type")
+        return receiver(body)
+
+    def _update(self, body: Json) -> Iterator[ev.Input]:
+        given = object_of(body, "session")
+        before = self._dialect, self._base, self._session
+        try:
+            if not self._decided and is_flat(given):
+                self._become_bridge()
+            patch = self._flat_patch(given) if self._dialect.flat else session_object.patch_of(given)
+            merged = session_object.merge(self._session, patch, self._base.turn or TurnOptions())
+            self._check_voice(merged)
+            self._adopt(merged)
+        except WireError:
+            self._dialect, self._base, self._session = before
+            raise
+        self._decided = True
+        self._confirmations.append(self.session)
+        yield ev.Configure(self.options)
+
+    def _flat_patch(self, given: Json) -> Json:
+        patch = nested(given, "session")
+        temperature = patch.pop("temperature", None)
+        try:
+            patch = session_object.patch_of({"type": self._session["type"], **patch})
+        except WireError as error:
+            raise WireError(error.message, code=error.code, param=flat_param(error.param)) from error
+        return patch if temperature is None else {**patch, "temperature": temperature}
+
+    def _adopt(self, session: Json) -> None:
+        bridge = self._dialect is BRIDGE
+        self.options = session_object.options_of(session, self._base, self._place.voices, bridge=bridge)
+        self._session = session
+
+    def _become_bridge(self) -> None:
+        """The bridge finds no turns until it is asked to, and always transcribes."""
+        self._dialect = BRIDGE
+        self._base = replace(self._base, turn=self._place.bridge_turn)
+        heard = {**self._session["audio"]["input"], "turn_detection": None, "transcription": {"model": "default"}}
+        self._session = {**self._session, "audio": {**self._session["audio"], "input": heard}}
+
+    def _check_voice(self, merged: Json) -> None:
+        if self._spoke and merged["audio"]["output"]["voice"] != self._session["audio"]["output"]["voice"]:
+            raise WireError(
+                "Cannot update a conversation's voice if assistant audio is present.",
+                code="cannot_update_voice",
+                param="session.voice" if self._dialect.flat else "session.audio.output.voice",
+            )
+
+    def _append(self, body: Json) -> Iterator[ev.Input]:
+        required(body, "audio")
+        chunk = codec_of(self._session["audio"]["input"]["format"]).read(body["audio"], "audio")
+        if chunk.pcm:
+            yield ev.Audio(chunk)
+
+    def _commit(self, body: Json) -> Iterator[ev.Input]:
+        yield ev.Commit(0 if self._dialect is BRIDGE else MIN_COMMIT_MS)
+
+    def _clear(self, body: Json) -> Iterator[ev.Input]:
+        yield ev.ClearInput()
+
+    def _create_item(self, body: Json) -> Iterator[ev.Input]:
+        item = self._item(object_of(body, "item"), "item")
+        after = body.get("previous_item_id")
+        if after is not None and not isinstance(after, str):
+            raise WireError("Invalid type for 'previous_item_id'.", code="invalid_type", param="previous_item_id")
+        yield ev.AddItem(item, after)
+
+    def _item(self, data: Any, place: str) -> Item:
+        codec = codec_of(self._session["audio"]["input"]["format"])
+        return from_json(data, codec, self._place.max_pixels, place)
+
+    def _retrieve_item(self, body: Json) -> Iterator[ev.Input]:
+        yield ev.RetrieveItem(text_of(body, "item_id"))
+
+    def _delete_item(self, body: Json) -> Iterator[ev.Input]:
+        yield ev.RemoveItem(text_of(body, "item_id"))
+
+    def _truncate_item(self, body: Json) -> Iterator[ev.Input]:
+        required(body, "content_index")
+        yield ev.Truncate(text_of(body, "item_id"), round(number_of(body, "audio_end_ms")))
+
+    def _respond(self, body: Json) -> Iterator[ev.Input]:
+        given = body.get("response") or {}
+        temperature = None
+        if self._dialect.flat:
+            given = nested(given, "response")
+            temperature = given.pop("temperature", None)
+        response = schema.check(schema.Response, given, "response")
+        if self._session["type"] == "transcription":
+            raise WireError("A transcription session makes no responses.", param="type")
+        options = session_object.response_options(response, self._session, self.options.answer, self._place.voices)
+        if temperature is not None:
+            options = replace(options, temperature=temperature)
+        items = None if response.input is None else tuple(self._inputs(response.input))
+        yield ev.Respond(options, conversation=response.conversation != "none", input=items, metadata=response.metadata)
+
+    def _inputs(self, given: list[Json]) -> Iterator[Item]:
+        for at, data in enumerate(given):
+            place = f"response.input[{at}]"
+            if data.get("type") != "item_reference":
+                yield self._item(data, place)
+            elif (item := self._place.find(str(data.get("id")))) is not None:
+                yield item
+            else:
+                raise WireError(
+                    f"Item with id '{data.get('id')}' does not exist.", code="item_not_found", param=f"{place}.id"
+                )
+
+    def _cancel(self, body: Json) -> Iterator[ev.Input]:
+        turn = body.get("response_id")
+        if turn is None and isinstance(body.get("response"), dict):
+            turn = body["response"].get("id")
+        if turn is not None and not isinstance(turn, str):
+            raise WireError("Invalid type for 'response_id'.", code="invalid_type", param="response_id")
+        yield ev.Cancel(turn, strict=True)
+
+    # --- what the client is told ----------------------------------------------------------------
+
+    def send(self, event: ev.Output) -> list[Message]:
+        """A list, not an iterator: what was taken from the outbox is in the log before any of it is sent."""
+        messages: list[Message] = []
+        for told in self._tell(event):
+            for translated in self._dialect.translate(told):
+                messages.append(self.log.add(translated))
+        return messages
+
+    def _tell(self, event: ev.Output) -> Iterator[Json]:
+        match event:
+            case ev.Opened():
+                yield {"type": "session.created", "session": self._introduction()}
+            case ev.Configured():
+                session = self._confirmations.popleft() if self._confirmations else self.session
+                yield {"type": "session.updated", "session": session}
+            case ev.Failure():
+                yield error_event(event)
+            case ev.ItemAdded(turn=str(turn)) if turn in self._replies:
+                yield from self._replies[turn].added(event)
+            case ev.ItemDone(turn=str(turn)) if turn in self._replies:
+                yield from self._replies[turn].done(event)
+            case ev.TurnStarted():
+                yield self._begin(event).created()
+            case ev.TextDelta(turn) | ev.SpeechDelta(turn) | ev.ToolCallDelta(turn):
+                self._spoke = self._spoke or isinstance(event, ev.SpeechDelta)
+                yield from self._replies[turn].delta(event)
+            case ev.TurnEnded(turn):
+                yield from self._replies.pop(turn).ended(event)
+            case _:
+                yield from self._tell_input(event)
+
+    def _tell_input(self, event: ev.Output) -> Iterator[Json]:
+        buffer, item = "input_audio_buffer", "conversation.item"
+        match event:
+            case ev.SpeechStarted(item_id, at):
+                yield {"type": f"{buffer}.speech_started", "audio_start_ms": at // _PER_MS, "item_id": item_id}
+            case ev.SpeechStopped(item_id, at):
+                yield {"type": f"{buffer}.speech_stopped", "audio_end_ms": at // _PER_MS, "item_id": item_id}
+            case ev.InputCommitted(item_id, previous):
+                yield {"type": f"{buffer}.committed", "previous_item_id": previous, "item_id": item_id}
+            case ev.InputCleared():
+                yield {"type": f"{buffer}.cleared"}
+            case ev.Heard() if event.transcript.final and self._transcribes:
+                yield from self._transcribed(event)
+            case ev.NotUnderstood(item_id, code, message) if self._transcribes:
+                error = {"type": "transcription_error", "code": code, "message": message, "param": None}
+                kind = f"{item}.input_audio_transcription.failed"
+                yield {"type": kind, "item_id": item_id, "content_index": 0, "error": error}
+            case ev.ItemAdded(added, previous):
+                yield {"type": f"{item}.added", "previous_item_id": previous, "item": to_json(added)}
+            case ev.ItemDone(done, previous):
+                yield {"type": f"{item}.done", "previous_item_id": previous, "item": to_json(done)}
+            case ev.ItemRetrieved(found):
+                codec = codec_of(self._session["audio"]["input"]["format"])
+                yield {"type": f"{item}.retrieved", "item": to_json(found, full=codec)}
+            case ev.ItemRemoved(item_id):
+                yield {"type": f"{item}.deleted", "item_id": item_id}
+            case ev.ItemTruncated(item_id, audio_ms, requested=True):
+                yield {"type": f"{item}.truncated", "item_id": item_id, "content_index": 0, "audio_end_ms": audio_ms}
+            case _:
+                pass
+
+    def _introduction(self) -> Json:
+        """Before the dialect is chosen, the session in both forms; clients pass over what they do not know."""
+        if self._decided:
+            return self.session
+        return {**flat_session(self._session), **self.session}
+
+    def _begin(self, event: ev.TurnStarted) -> Reply:
+        output = self._session["audio"]["output"]
+        reply = Reply.begin(event, output, self._place.conversation_id, codec_of(output["format"]))
+        self._replies[event.turn] = reply
+        return reply
+
+    @property
+    def _transcribes(self) -> bool:
+        return self._session["type"] == "transcription" or self._session["audio"]["input"]["transcription"] is not None
+
+    def _transcribed(self, event: ev.Heard) -> Iterator[Json]:
+        place = {"item_id": event.item_id, "content_index": 0}
+        kind = "conversation.item.input_audio_transcription"
+        text = event.transcript.text
+        if text:
+            yield {"type": f"{kind}.delta", **place, "delta": text}
+        usage = {"type": "duration", "seconds": event.audio_ms / 1000}
+        yield {"type": f"{kind}.completed", **place, "transcript": text, "usage": usage}
