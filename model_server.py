@@ -25,7 +25,7 @@ from echosight.journal import Journal
 from echosight.manager import StreamManager
 from echosight.metrics import Metrics
 from echosight.routes import echosight as echosight_routes
-from echosight.routes import system
+from echosight.routes import system, web
 from echosight.settings import Settings
 from echosight.turns import VoiceActivity
 from vad_utils import SileroVADModel
@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(EngineFull, defer)
     app.include_router(system.open_router)
     app.include_router(system.router)
+    app.include_router(web.router)
     app.include_router(echosight_routes.router)
     app.include_router(echosight_routes.router, prefix="/api/v1", include_in_schema=False)
     app.include_router(echosight_routes.sockets)

@@ -1,4 +1,4 @@
-"""What the server says about itself: /health, /metrics and /."""
+"""What the server says about itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from echosight import __version__
 from echosight.manager import StreamManager
 from echosight.metrics import CONTENT_TYPE
 from echosight.routes.callers import admit, manager_of
+from echosight.settings import Settings
 
 open_router = APIRouter(tags=["system"])
 router = APIRouter(tags=["system"], dependencies=[Depends(admit)])
@@ -44,13 +45,14 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
 
 
-@router.get("/")
-async def root(manager: Manager) -> dict[str, Any]:
-    """What this is, and where its doors are."""
+def about(manager: StreamManager, settings: Settings) -> dict[str, Any]:
+    """What this is, what it offers, and where its doors are."""
     return {
-        "name": "EchoSight",
+        "name": settings.server_name,
         "version": __version__,
         "model": manager.engine.name,
+        "voices": list(manager.engine.voices),
+        "recording": settings.record,
         "docs": "/docs",
         "endpoints": {
             "echosight": ["/stream", "/completions", "/stop", "/feedback", "/init_options", "/ws/stream"],
