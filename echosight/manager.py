@@ -143,10 +143,13 @@ class StreamManager:
         return place.session
 
     @asynccontextmanager
-    async def connect(self, key: str, options: SessionOptions | None = None) -> AsyncIterator[Session]:
+    async def connect(
+        self, key: str, options: SessionOptions | None = None, *, waits: bool = False
+    ) -> AsyncIterator[Session]:
         """The caller's session for as long as a socket lasts. A caller has one socket that reads at a time.
 
-        When the socket is lost its answer stops; the session waits `linger_s` for the caller to come back.
+        When the socket is lost its answer stops, unless it `waits`; the session is kept `linger_s` for the caller to
+        come back.
         """
         session = await self.open(key, options)
         place = self._places[key]
@@ -158,9 +161,14 @@ class StreamManager:
             place.sockets -= 1
             place.readers -= 1
             place.touched, place.patience = self._clock(), self.settings.linger_s
-            await session.stop("client_gone")
+            if not waits:
+                await session.stop("client_gone")
             if self.settings.linger_s == 0:
                 await self._drop(key)
+
+    async def end(self, key: str) -> None:
+        """The caller's session is over, if there is one."""
+        await self._drop(key)
 
     def live_options(self) -> SessionOptions:
         """What a session starts with. Speech keeps close to its playing, so that stopping it is heard."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,33 +17,42 @@ from echosight.manager import StreamManager
 from echosight.session import Session
 from echosight.wire import Message, Wire
 
+Packet = MutableMapping[str, Any]
+
 UNREAD = 1008
 """Close code for a client that does not read what it is sent."""
 
 KEEP_ALIVE_S = 15
 
 
-async def serve(socket: WebSocket, wire: Wire, session: Session, *first: Message) -> None:
-    """Carry a session over an accepted socket until one side ends it. `first`: messages that were already received."""
+LOST = 1006
+"""Close code of a socket that was not closed by anybody."""
+
+
+async def serve(socket: WebSocket, wire: Wire, session: Session, *first: Message) -> int | None:
+    """Carry a session over an accepted socket until one side ends it. `first`: messages that were already received.
+
+    Returns the client's close code; None where the server closed it.
+    """
     tasks = [asyncio.create_task(_up(socket, wire, session, first)), asyncio.create_task(_down(socket, wire, session))]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    except WebSocketDisconnect:
-        pass
+        return next((code for task in done if (code := task.result()) is not None), None)
+    except WebSocketDisconnect as gone:
+        return gone.code
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
 
 
-async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Message, ...]) -> None:
+async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Message, ...]) -> int:
     manager: StreamManager = socket.app.state.manager
     for message in first:
         await _take(manager, wire, session, message)
-    while (received := await receive(socket)) is not None:
-        await _take(manager, wire, session, received)
+    while (packet := await socket.receive())["type"] != "websocket.disconnect":
+        await _take(manager, wire, session, _message(packet))
+    return int(packet.get("code") or LOST)
 
 
 async def _take(manager: StreamManager, wire: Wire, session: Session, message: Message) -> None:
@@ -64,8 +73,10 @@ async def _down(socket: WebSocket, wire: Wire, session: Session) -> None:
 async def receive(socket: WebSocket) -> Message | None:
     """The next message; None once the client is gone."""
     packet = await socket.receive()
-    if packet["type"] == "websocket.disconnect":
-        return None
+    return None if packet["type"] == "websocket.disconnect" else _message(packet)
+
+
+def _message(packet: Packet) -> Message:
     text: str | None = packet.get("text")
     data: bytes = packet.get("bytes") or b""
     return text if text is not None else data
