@@ -66,7 +66,7 @@ class Ledger:
     def unplayed_ms(self, now: float) -> float:
         """Speech that was made and cannot have been played yet."""
         if self._first_sent_at is None:
-            return 0.0
+            return self.spoken_ms
         return self.spoken_ms - (now - self._first_sent_at) * 1000
 
     def playing(self, now: float) -> bool:

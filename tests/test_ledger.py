@@ -73,3 +73,11 @@ def test_no_word_is_left_that_had_not_begun(starts: list[int], ms: int) -> None:
 def test_an_old_item_can_still_be_cut() -> None:
     part = AudioPart(None, 24_000, 1000, TEXT, tuple(WORDS))
     assert Ledger.of(part).until(350).transcript == "One two,"
+
+
+def test_nothing_of_an_answer_is_played_before_its_first_piece_is_sent() -> None:
+    made = Ledger()
+    made.spoke(1200, ())
+    assert made.unplayed_ms(now=50.0) == 1200
+    made.sent_speech(40, now=50.0)
+    assert made.unplayed_ms(now=50.5) == 700
