@@ -55,7 +55,10 @@ class Cascade:
     async def start(self) -> None:
         """Start the parts side by side; where one cannot, none stays up."""
         try:
-            await asyncio.gather(self.transcriber.start(), self.chat.start(), self.voice.start())
+            parts = (self.transcriber.start(), self.chat.start(), self.voice.start())
+            for outcome in await asyncio.gather(*parts, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
         except BaseException:
             await self.close()
             raise
@@ -208,7 +211,8 @@ class _Answer:
                     words = clock.words(piece)
                     await self._say(piece.pcm, words, sentence.start, began_ms)
             if rest := clock.rest():
-                await self._say(b"", rest, sentence.start, began_ms)
+                # The voice was faster than estimated; a moment of silence carries the words that are due.
+                await self._say(bytes(2 * (voice.rate // 50)), rest, sentence.start, began_ms)
 
     async def _say(self, pcm: bytes, words: tuple[Word, ...], start: int, began_ms: int) -> None:
         placed = tuple(Word(w.start_ms + began_ms, w.end + start) for w in words)

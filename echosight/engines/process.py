@@ -165,7 +165,9 @@ class Process:
         while True:
             came_up = await self._live()
             if not (started or came_up):
-                raise SetupError(f"The {self.name} process does not start: {self._last_words or 'it said nothing'}")
+                reason = self._last_words or "it said nothing"
+                remedy = "; `uv sync` installs what is missing" if "ModuleNotFound" in reason else ""
+                raise SetupError(f"The {self.name} process does not start: {reason}{remedy}")
             log.warning("The %s process died (%s); starting it again", self.name, self._last_words or "no last words")
             started = True
             pause = 0.0 if came_up else min(2 * pause + 0.1, SLOWEST_RETRY_S)
@@ -230,7 +232,10 @@ class Pool:
     async def start(self) -> None:
         """Raises SetupError, and leaves nothing running then."""
         try:
-            await asyncio.gather(*(process.start() for process in self.processes))
+            starts = (process.start() for process in self.processes)
+            for outcome in await asyncio.gather(*starts, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
         except BaseException:
             await self.close()
             raise

@@ -28,11 +28,11 @@ class _Utterance:
 
 
 class SphinxTranscriber:
-    """A `Transcriber`. A process follows some five speakers at a time, on at most `decoders` decoders of 95 MB each."""
+    """A `Transcriber`. A process follows some six speakers at a time, on at most `decoders` decoders of 100 MB each."""
 
     name = "pocketsphinx"
 
-    def __init__(self, processes: int = 1, decoders: int = 4) -> None:
+    def __init__(self, processes: int = 1, decoders: int = 6) -> None:
         self.pool = Pool("echosight.engines.sphinx_process", "pocketsphinx", processes, (str(decoders),))
         self._utterances: dict[str, _Utterance] = {}
 

