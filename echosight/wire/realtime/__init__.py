@@ -5,6 +5,6 @@ clients send; `dialects` renames what is written in GA; `log` keeps what was sen
 """
 
 from echosight.wire.realtime.fields import error_message
-from echosight.wire.realtime.wire import BRIDGE_TURN, Place, RealtimeWire
+from echosight.wire.realtime.wire import BRIDGE_TURN, RealtimeWire, Terms
 
-__all__ = ["BRIDGE_TURN", "Place", "RealtimeWire", "error_message"]
+__all__ = ["BRIDGE_TURN", "RealtimeWire", "Terms", "error_message"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from echosight import events as ev
-from echosight.conversation import Item
+from echosight.conversation import Conversation, Item
 from echosight.errors import WireError
 from echosight.media import HEARD_HZ
 from echosight.options import SessionOptions, TurnOptions
@@ -33,13 +33,9 @@ BRIDGE_TURN = TurnOptions(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a wire is put to use: the session's ids, what its engine can do, and what the server allows."""
+class Terms:
+    """What the server offers a session, and what it was asked for before it began."""
 
-    session_id: str
-    conversation_id: str
-    find: Callable[[str], Item | None]
-    """An item of the conversation by its id."""
     model: str = "echosight"
     voices: Collection[str] = ()
     expires_at: int = 0
@@ -52,20 +48,21 @@ class Place:
 class RealtimeWire:
     """GA until told otherwise: beta where the connection asks for it, the bridge where the first update is flat.
 
-    `options` are what the session has now. Every event that was sent is kept for a while, for a client that comes
-    back: `log.since(event_id)`.
+    `options` are what the session has now, `conversation` is what is said in it. Every event that was sent is kept
+    for a while, for a client that comes back: `log.since(event_id)`.
     """
 
-    def __init__(self, place: Place, options: SessionOptions, *, beta: bool = False) -> None:
+    def __init__(self, terms: Terms, options: SessionOptions, *, beta: bool = False) -> None:
         self.reference: str | None = None
         self.options = options
         self.log = SentLog()
-        self._place = place
+        self.conversation = Conversation()
+        self._terms = terms
         self._base = options
         self._dialect = BETA if beta else GA
         self._decided = beta
-        self._session = session_object.describe(place.session_id, place.model, options, place.expires_at)
-        if place.transcribes:
+        self._session = session_object.describe("", terms.model, options, terms.expires_at)
+        if terms.transcribes:
             self._adopt({**self._session, "type": "transcription"})
         self._confirmations: deque[Json] = deque()
         self._replies: dict[str, Reply] = {}
@@ -90,10 +87,15 @@ class RealtimeWire:
         shown = session_object.shown(self._session)
         return flat_session(self._session) if self._dialect.flat else shown
 
-    def configure(self, session: Json) -> None:
-        """Choose beforehand, as the session of a client secret does. Raises `WireError`."""
-        for _ in self._update({"session": session}):
-            self._confirmations.clear()
+    def configure(self, session: Json, *, flat: bool = False) -> None:
+        """Choose beforehand, as the session of an ephemeral key does; `flat`, in beta's words. Raises `WireError`."""
+        dialect, decided = self._dialect, self._decided
+        self._dialect, self._decided = BETA if flat else GA, True
+        try:
+            for _ in self._update({"session": session}):
+                self._confirmations.clear()
+        finally:
+            self._dialect, self._decided = dialect, decided
 
     # --- what the client says -------------------------------------------------------------------
 
@@ -140,13 +142,13 @@ class RealtimeWire:
 
     def _adopt(self, session: Json) -> None:
         bridge = self._dialect is BRIDGE
-        self.options = session_object.options_of(session, self._base, self._place.voices, bridge=bridge)
+        self.options = session_object.options_of(session, self._base, self._terms.voices, bridge=bridge)
         self._session = session
 
     def _become_bridge(self) -> None:
         """The bridge finds no turns until it is asked to, and always transcribes."""
         self._dialect = BRIDGE
-        self._base = replace(self._base, turn=self._place.bridge_turn)
+        self._base = replace(self._base, turn=self._terms.bridge_turn)
         heard = {**self._session["audio"]["input"], "turn_detection": None, "transcription": {"model": "default"}}
         self._session = {**self._session, "audio": {**self._session["audio"], "input": heard}}
 
@@ -179,7 +181,7 @@ class RealtimeWire:
 
     def _item(self, data: Any, place: str) -> Item:
         codec = codec_of(self._session["audio"]["input"]["format"])
-        return from_json(data, codec, self._place.max_pixels, place)
+        return from_json(data, codec, self._terms.max_pixels, place)
 
     def _retrieve_item(self, body: Json) -> Iterator[ev.Input]:
         yield ev.RetrieveItem(text_of(body, "item_id"))
@@ -200,7 +202,7 @@ class RealtimeWire:
         response = schema.check(schema.Response, given, "response")
         if self._session["type"] == "transcription":
             raise WireError("A transcription session makes no responses.", param="type")
-        options = session_object.response_options(response, self._session, self.options.answer, self._place.voices)
+        options = session_object.response_options(response, self._session, self.options.answer, self._terms.voices)
         if temperature is not None:
             options = replace(options, temperature=temperature)
         items = None if response.input is None else tuple(self._inputs(response.input))
@@ -211,7 +213,7 @@ class RealtimeWire:
             place = f"response.input[{at}]"
             if data.get("type") != "item_reference":
                 yield self._item(data, place)
-            elif (item := self._place.find(str(data.get("id")))) is not None:
+            elif (item := self.conversation.get(str(data.get("id")))) is not None:
                 yield item
             else:
                 raise WireError(
@@ -238,7 +240,8 @@ class RealtimeWire:
 
     def _tell(self, event: ev.Output) -> Iterator[Json]:
         match event:
-            case ev.Opened():
+            case ev.Opened(session_id):
+                self._session["id"] = session_id
                 yield {"type": "session.created", "session": self._introduction()}
             case ev.Configured():
                 session = self._confirmations.popleft() if self._confirmations else self.session
@@ -298,7 +301,7 @@ class RealtimeWire:
 
     def _begin(self, event: ev.TurnStarted) -> Reply:
         output = self._session["audio"]["output"]
-        reply = Reply.begin(event, output, self._place.conversation_id, codec_of(output["format"]))
+        reply = Reply.begin(event, output, self.conversation.id, codec_of(output["format"]))
         self._replies[event.turn] = reply
         return reply
 

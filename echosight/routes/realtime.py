@@ -1,0 +1,237 @@
+"""/v1/realtime: the OpenAI Realtime protocol over WebSocket, and the ephemeral keys that open it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
+from fastapi.requests import HTTPConnection
+
+from echosight.conversation import new_id
+from echosight.errors import EchoSightError, EngineFull, InputError, WireError
+from echosight.events import Failure
+from echosight.manager import StreamManager
+from echosight.routes.callers import admit, body_of, manager_of, settings_of, token_of
+from echosight.routes.ephemeral import Secret, Secrets
+from echosight.session import Session
+from echosight.transport import serve
+from echosight.wire.content import read_json
+from echosight.wire.realtime import RealtimeWire, Terms, error_message
+
+KEY_PROTOCOL = "openai-insecure-api-key."
+BETA_PROTOCOL = "openai-beta.realtime-v1"
+SESSION_S = 3_600
+"""What `expires_at` says. Nothing ends then: the field must hold something."""
+
+INVALID_KEY, TRY_LATER, TAKEN_OVER = 3000, 1013, 4000
+GOODBYE = (1000, 1005)
+"""Close codes of clients that do not come back."""
+
+router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)])
+sockets = APIRouter()
+
+
+@dataclass(slots=True)
+class Live:
+    """A session that a client may come back to, and the task that serves its present socket."""
+
+    owner: str
+    key: str
+    session: Session
+    wire: RealtimeWire
+    serving: asyncio.Task[int | None] | None = None
+    free: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while no socket is served."""
+
+
+class Desk:
+    """What all Realtime connections of a server share: the keys it handed out and the sessions that may be resumed."""
+
+    def __init__(self) -> None:
+        self.secrets = Secrets()
+        self.live: dict[str, Live] = {}
+
+    def enter(self, live: Live) -> None:
+        """Remember a session for those who come back, and forget those that are over."""
+        for session_id in [i for i, known in self.live.items() if known.session.outbox.closed]:
+            del self.live[session_id]
+        self.live[live.session.id] = live
+
+    async def resume(self, session_id: str | None, last_event: str | None, owner: str) -> tuple[Live, list[str]] | None:
+        """The session and what its client missed; None where it is gone. Its old socket, if it has one, is let go."""
+        live = self.live.get(session_id or "")
+        if live is None or live.owner != owner or live.session.outbox.closed:
+            return None
+        if live.serving is not None:
+            live.serving.cancel()
+            await live.free.wait()
+        missed = live.wire.log.since(last_event or "")
+        return None if missed is None else (live, missed)
+
+
+def install(app: FastAPI) -> None:
+    """Add the Realtime protocol to an application."""
+    app.state.realtime = Desk()
+    app.include_router(router)
+    app.include_router(sockets)
+
+
+def desk_of(connection: HTTPConnection) -> Desk:
+    desk: Desk = connection.app.state.realtime
+    return desk
+
+
+# --- the socket -------------------------------------------------------------------------------------
+
+
+@sockets.websocket("/v1/realtime")
+async def realtime(socket: WebSocket) -> None:
+    """One conversation. ``?session=…&last_event=…`` goes on with one whose socket was lost."""
+    offered: list[str] = socket.scope["subprotocols"]
+    await socket.accept("realtime" if "realtime" in offered else offered[0] if offered else None)
+    token = _token(socket)
+    desk = desk_of(socket)
+    secret = desk.secrets.find(token)
+    if secret is None and not settings_of(socket).admits(token):
+        await _turn_away(socket, InputError("Incorrect API key provided.", code="invalid_api_key"), INVALID_KEY)
+        return
+    owner = hashlib.sha256((token or "").encode()).hexdigest()
+    query = socket.query_params
+    try:
+        resumed = await desk.resume(query.get("session"), query.get("last_event"), owner)
+        if resumed is not None:
+            await _carry(socket, *resumed)
+            return
+        wire = _wire(socket, secret, BETA_PROTOCOL in offered)
+        key = f"realtime/{new_id('key')}"
+        await _begin(socket, desk, wire, owner, key)
+    except EngineFull as error:
+        await _turn_away(socket, error, TRY_LATER)
+    except InputError as error:
+        await _turn_away(socket, error, 1008)
+
+
+async def _begin(socket: WebSocket, desk: Desk, wire: RealtimeWire, owner: str, key: str) -> None:
+    manager = manager_of(socket)
+    session = await manager.open(key, wire.options)
+    wire.conversation = session.conversation
+    live = Live(owner, key, session, wire)
+    desk.enter(live)
+    await _carry(socket, live, [])
+
+
+async def _carry(socket: WebSocket, live: Live, missed: list[str]) -> None:
+    """Serve a socket until it ends. A session outlives a socket that was lost, and none that was closed."""
+    manager: StreamManager = manager_of(socket)
+    live.free.clear()
+    try:
+        async with manager.connect(live.key, waits=True):
+            live.serving = serving = asyncio.create_task(_serve(socket, live, missed))
+            try:
+                await asyncio.wait([serving])
+            finally:
+                serving.cancel()
+    finally:
+        live.serving = None
+        live.free.set()
+    if serving.cancelled():
+        with contextlib.suppress(RuntimeError):
+            await socket.close(TAKEN_OVER, "resumed on another socket")
+    elif serving.result() in GOODBYE:
+        await manager.end(live.key)
+
+
+async def _serve(socket: WebSocket, live: Live, missed: list[str]) -> int | None:
+    for message in missed:
+        await socket.send_text(message)
+    return await serve(socket, live.wire, live.session)
+
+
+def _wire(socket: WebSocket, secret: Secret | None, beta: bool) -> RealtimeWire:
+    """The dialect of a connection, with what its key and its query choose beforehand."""
+    manager, settings = manager_of(socket), settings_of(socket)
+    beta = beta or "realtime=v1" in socket.headers.get("openai-beta", "")
+    terms = Terms(
+        model=socket.query_params.get("model") or manager.engine.name,
+        voices=manager.engine.voices,
+        expires_at=int(time.time()) + SESSION_S,
+        max_pixels=settings.max_image_pixels,
+        transcribes=socket.query_params.get("intent") == "transcription",
+    )
+    wire = RealtimeWire(terms, settings.session_options(), beta=beta)
+    if secret is not None:
+        wire.configure(secret.session, flat=secret.flat)
+    return wire
+
+
+def _token(socket: WebSocket) -> str | None:
+    """The key by header, query or, as browsers must, by subprotocol."""
+    offered: list[str] = socket.scope["subprotocols"]
+    by_protocol = (name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL))
+    return token_of(socket) or next(by_protocol, None)
+
+
+async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> None:
+    """Browsers cannot read why an upgrade failed, so it succeeds, and the reason follows."""
+    param = error.param if isinstance(error, InputError) else None
+    await socket.send_text(error_message(Failure(error.code, error.message, param)))
+    await socket.close(code, error.message)
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/realtime/client_secrets")
+async def client_secrets(request: Request) -> dict[str, Any]:
+    """An ephemeral key for a browser, and the session that it will open."""
+    body = await _body(request)
+    session = body.get("session") or {"type": "realtime"}
+    if not isinstance(session, dict):
+        raise WireError("session must be an object", code="invalid_type", param="session")
+    secret, shown = _issue(request, {"type": "realtime", **session}, _seconds(body, "expires_after"), flat=False)
+    return {"value": secret.value, "expires_at": secret.expires_at, "session": shown}
+
+
+@router.post("/v1/realtime/sessions")
+async def sessions(request: Request) -> dict[str, Any]:
+    """The same for beta clients: a flat session with its key inside."""
+    body = await _body(request)
+    inside = body.pop("client_secret", None)
+    seconds = _seconds(inside, "expires_after") if isinstance(inside, dict) else 60
+    secret, shown = _issue(request, body, seconds, flat=True)
+    return shown | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
+
+
+def _issue(request: Request, session: dict[str, Any], seconds: int, *, flat: bool) -> tuple[Secret, dict[str, Any]]:
+    manager, settings = manager_of(request), settings_of(request)
+    secret = desk_of(request).secrets.issue(seconds, session, flat)
+    model = session.get("model")
+    terms = Terms(
+        model=model if isinstance(model, str) else manager.engine.name,
+        voices=manager.engine.voices,
+        expires_at=secret.expires_at,
+    )
+    wire = RealtimeWire(terms, settings.session_options(), beta=flat)
+    wire.configure(session, flat=flat)
+    return secret, {**wire.session, "id": new_id("sess")}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = await body_of(request)
+    body = read_json(data) if data else {}
+    if not isinstance(body, dict):
+        raise WireError("The body must be an object", code="invalid_type")
+    return body
+
+
+def _seconds(body: dict[str, Any], name: str) -> int:
+    given = body.get(name) or {}
+    seconds = given.get("seconds", 600) if isinstance(given, dict) else None
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
+        raise WireError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
+    return seconds
