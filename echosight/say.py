@@ -1,7 +1,7 @@
 """`python -m echosight.say hello.wav`: say a recording to a running server, hear and read what it answers.
 
-Without ``--live`` the recording is one whole turn (POST /completions). With it, the recording is sent over /ws/stream
-as a microphone would, 20 ms at a time, and the server finds the turns in it.
+Without ``--live`` the recording is one whole turn (POST /completions); ``--json`` prints the body of that request, for
+curl. With ``--live`` it is sent over /ws/stream as a microphone would, 20 ms at a time, and the server finds its turns.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ class Speaker:
 def main() -> None:
     """Say a recording to a server. Exits with 1 and a sentence where that fails."""
     args = _arguments()
-    speaker = Speaker(play=args.out is None)
+    speaker = Speaker(play=args.out is None and not args.json)
     try:
-        if args.live:
+        if args.json:
+            print(orjson.dumps(_request(args)).decode())
+        elif args.live:
             asyncio.run(_live(args, speaker))
         else:
             _one_shot(args, speaker)
@@ -90,6 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", help="type this instead of, or beside, the recording")
     parser.add_argument("--image", type=Path, action="append", default=[], help="show a picture with it")
     parser.add_argument("--live", action="store_true", help="as a microphone would, at real time")
+    parser.add_argument("--json", action="store_true", help="print the request instead of sending it")
     parser.add_argument("--out", type=Path, help="save the answer's speech as a WAV instead of playing it")
     parser.add_argument("--url", default="http://127.0.0.1:32550", help="the server (%(default)s)")
     parser.add_argument("--uid", default="say", help="the name of this session (%(default)s)")
@@ -118,15 +121,19 @@ def _body(content: list[dict[str, Any]]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], "stream": True}
 
 
-def _one_shot(args: argparse.Namespace, speaker: Speaker) -> None:
+def _request(args: argparse.Namespace) -> dict[str, Any]:
     content = [_picture(path) for path in args.image]
     if args.recording:
         wav = base64.b64encode(wav_bytes(_recording(args.recording))).decode()
         content.append({"type": "input_audio", "input_audio": {"data": wav, "format": "wav"}})
     if args.text:
         content.append({"type": "text", "text": args.text})
-    request = {"json": _body(content), "headers": _headers(args), "timeout": PATIENCE_S}
-    with httpx.stream("POST", f"{args.url}/completions", **request) as response:
+    return _body(content)
+
+
+def _one_shot(args: argparse.Namespace, speaker: Speaker) -> None:
+    url = f"{args.url}/completions"
+    with httpx.stream("POST", url, json=_request(args), headers=_headers(args), timeout=PATIENCE_S) as response:
         if response.is_error:
             response.read()
             sys.exit(f"say: {response.status_code}: {response.text}")
