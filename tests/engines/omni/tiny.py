@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from tests.engines.omni.tiny_configs import qwen2_5_config, qwen3_config
+from tests.engines.omni.tiny_configs import SPREAD, qwen2_5_config, qwen3_config
 
 SPECIALS = [
     "<|endoftext|>",
@@ -84,13 +84,23 @@ def write_qwen3(folder: Path) -> Path:
     """A tiny Qwen3-Omni of 710 k parameters."""
     torch.manual_seed(0)
     tok = tokenizer()
-    Qwen3OmniMoeForConditionalGeneration(qwen3_config(tok)).save_pretrained(folder)
+    model = Qwen3OmniMoeForConditionalGeneration(qwen3_config(tok))
+    fill_talker_experts(model, SPREAD)
+    model.save_pretrained(folder)
     half = [0.5] * 3
     images = Qwen2VLImageProcessor(
         min_pixels=64 * 64, max_pixels=128 * 128, patch_size=16, image_mean=half, image_std=half
     )
     _write_processors(folder, tok, images, chunk_length=30)
     return folder
+
+
+def fill_talker_experts(model: Any, spread: float) -> None:
+    """Random numbers where transformers 5.23 leaves whatever the memory held (and zeros in the routers)."""
+    with torch.no_grad():
+        for name, weight in model.talker.model.named_parameters():
+            if ".mlp.experts." in name or name.endswith("mlp.gate.weight"):
+                weight.normal_(0.0, spread)
 
 
 def _write_processors(folder: Path, tok: Any, images: Any, *, chunk_length: int) -> None:
