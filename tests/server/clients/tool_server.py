@@ -1,0 +1,58 @@
+"""The real server with its real ears and voice, but a chat that calls functions and, when asked to, tells long stories."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+import model_server
+from echosight.conversation import Conversation, Item, ToolResult, new_id
+from echosight.engines import CallPiece, Engine, Summary, TextPiece, load
+from echosight.engines.cascade import Cascade
+from echosight.engines.echo import EchoChat
+from echosight.engines.espeak import EspeakVoice
+from echosight.engines.sphinx import SphinxTranscriber
+from echosight.options import GenerateOptions
+from echosight.settings import Settings
+
+STORY_WORDS = 80
+
+
+class ToolChat(EchoChat):
+    """Calls the first function it is given, repeats what that returned, and is an `EchoChat` otherwise."""
+
+    name = "tool chat"
+
+    async def reply(
+        self, conversation: Conversation, options: GenerateOptions
+    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+        last = conversation.items[-1] if conversation.items else Item("user", ())
+        tools = conversation.tools if options.tools is None else options.tools
+        results = list(last.of(ToolResult))
+        if results:
+            yield TextPiece(f"The function said: {results[0].output}.")
+        elif tools and "weather" in last.text:
+            call_id = new_id("call")
+            for piece in ('{"place"', ': "here"}'):
+                yield CallPiece(call_id, tools[0]["name"], piece)
+        elif "story" in conversation.instructions and len([i for i in conversation if i.role == "user"]) == 1:
+            for number in range(STORY_WORDS):
+                yield TextPiece(f"word {number}. ")
+                await asyncio.sleep(0.05)
+        else:
+            async for piece in super().reply(conversation, options):
+                yield piece
+
+
+def engine(settings: Settings) -> Engine:
+    return Cascade(SphinxTranscriber(1), ToolChat(), EspeakVoice(), capacity=32)
+
+
+if __name__ == "__main__":
+    load._ENGINES["tools"] = engine
+    sys.argv += ["--model", "tools"]
+    model_server.main()
