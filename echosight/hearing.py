@@ -57,10 +57,7 @@ class Hearing:
             return
         waiting, self._waiting = self._waiting, []
         for part in waiting:
-            partial = await self._engine.prefill(self._conversation, part)
-            if partial is not None and partial != self._partial:
-                self._partial = partial
-                self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
+            await self._prefill(turn, part)
 
     def guess(self) -> None:
         """The user pauses: have the transcript finished, in case this is the end of the turn."""
@@ -108,6 +105,16 @@ class Hearing:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _prefill(self, turn: OpenTurn, part: Part) -> None:
+        try:
+            partial = await self._engine.prefill(self._conversation, part)
+        except EngineFailure as error:  # computing ahead has failed; `settle` takes the speech from the turn itself
+            log.warning("prefilling %s failed: %s", turn.id, error.message)
+            return
+        if partial is not None and partial != self._partial:
+            self._partial = partial
+            self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
 
     async def _transcribe(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None) -> None:
         try:

@@ -97,6 +97,23 @@ async def test_a_killed_speech_worker_costs_its_turn_and_no_more(serve: Serve, f
         assert "window" in " ".join(r["text"] for r in seen if r.get("type") == "transcript")
 
 
+async def test_a_worker_killed_while_the_user_speaks(serve: Serve, flite: Flite) -> None:
+    server = serve("--speech-workers", "1")
+    spoken = joined(flite("open the window please"), silence(0.8))
+    async with subscribed(server.ws, "unlucky") as socket:
+        for number, piece in enumerate(pieces(spoken, 0.1)):
+            await socket.send(piece.pcm)
+            if number == 8:
+                await until(socket, "speech_started")
+                for child in server.children():
+                    os.kill(child, signal.SIGKILL)
+        assert (await until(socket, "waterfall"))["outcome"] in ("completed", "failed")
+        await send_sound(socket, spoken)
+        seen: list[Record] = []
+        assert (await until(socket, "waterfall", seen))["outcome"] == "completed"
+        assert "window" in " ".join(r["text"] for r in seen if r.get("type") == "transcript")
+
+
 async def test_a_killed_server_leaves_no_child_behind(serve: Serve) -> None:
     server = serve()
     children = server.children()
