@@ -112,6 +112,9 @@ class Hearing:
         except EngineFailure as error:  # computing ahead has failed; `settle` takes the speech from the turn itself
             log.warning("prefilling %s failed: %s", turn.id, error.message)
             return
+        except Exception:
+            log.exception("prefilling %s failed", turn.id)
+            return
         if partial is not None and partial != self._partial:
             self._partial = partial
             self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))

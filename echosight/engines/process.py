@@ -151,8 +151,10 @@ class Process:
         return self._channels.pop(number, None) is not None
 
     def write(self, data: bytes) -> None:
+        """What a dead process will not read is dropped: the channels that wrote it fail in a moment."""
         assert self._child and self._child.stdin
-        self._child.stdin.write(data)
+        if not self._child.stdin.is_closing():
+            self._child.stdin.write(data)
 
     async def drain(self) -> None:
         assert self._child and self._child.stdin
