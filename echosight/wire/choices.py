@@ -19,6 +19,11 @@ _BRIDGE_RANGES: dict[str, tuple[str, float, float]] = {
     "pad_ms": ("prefix_padding_ms", 0, 5_000),
     "max_ms": ("max_turn_ms", 100, 600_000),
 }
+_ECHOSIGHT_RANGES: dict[str, tuple[str, float, float]] = {
+    "min_speech_ms": ("min_speech_ms", 32, 5_000),
+    "pause_ms": ("pause_ms", 32, 10_000),
+    "max_turn_ms": ("max_turn_ms", 1_000, 600_000),
+}
 _SWITCHES = ("create_response", "interrupt_response")
 _KINDS = ("server_vad", "semantic_vad")
 
@@ -27,11 +32,11 @@ EAGERNESS: dict[str, tuple[int, int]] = {"low": (800, 8_000), "medium": (500, 4_
 
 
 def turn_options(
-    data: Any, base: TurnOptions, param: str = "turn_detection", *, bridge: bool = False
+    data: Any, base: TurnOptions, param: str = "turn_detection", *, bridge: bool = False, echosight: bool = False
 ) -> TurnOptions | None:
     """The Realtime protocol's ``turn_detection``; None (JSON null) means turns are committed by hand.
 
-    `bridge`: with the words that the Realtime Speech Bridge has for it. Raises `WireError` naming the field at fault.
+    `bridge` and `echosight`: with the words that these dialects add to it. Raises `WireError` naming the field at fault.
     """
     if data is None:
         return None
@@ -43,7 +48,7 @@ def turn_options(
         raise WireError(
             f"Invalid value: '{kind}'. Supported values are: {supported}.", code="invalid_value", param=f"{param}.type"
         )
-    ranges = _RANGES | _BRIDGE_RANGES if bridge else _RANGES
+    ranges = _RANGES | (_BRIDGE_RANGES if bridge else {}) | (_ECHOSIGHT_RANGES if echosight else {})
     changes: dict[str, Any] = {"idle_ms": None, "patience_ms": 0}
     if kind == "semantic_vad":
         changes |= _patience(data.get("eagerness", "auto"), f"{param}.eagerness")

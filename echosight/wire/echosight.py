@@ -170,7 +170,7 @@ class EchoSightWire:
         events = _choice(body, "events", bool, self._events)
         turn = options.turn
         if "turn_detection" in body:
-            turn = turn_options(body["turn_detection"], turn or TurnOptions())
+            turn = turn_options(body["turn_detection"], turn or TurnOptions(), echosight=True)
         answer = replace(options.answer, voice=_choice(body, "voice", str, options.answer.voice))
         options = replace(
             options,

@@ -66,6 +66,19 @@ def test_a_subscription_is_acknowledged_once() -> None:
     assert list(w.receive(b"\1\2")) == [ev.Audio(AudioChunk(b"\1\2", 8000))]
 
 
+def test_every_part_of_turn_detection_can_be_set() -> None:
+    chosen = {"threshold": 0.7, "silence_duration_ms": 600, "prefix_padding_ms": 200, "min_speech_ms": 96}
+    chosen |= {"pause_ms": 128, "max_turn_ms": 9000, "interrupt_response": False}
+    message = orjson.dumps({"type": "configure", "turn_detection": chosen}).decode()
+    (configure, _) = wire().receive(message)
+    assert isinstance(configure, ev.Configure)
+    turn = configure.options.turn
+    assert turn is not None
+    assert (turn.threshold, turn.silence_ms, turn.prefix_padding_ms) == (0.7, 600, 200)
+    assert (turn.min_speech_ms, turn.pause_ms, turn.max_turn_ms) == (96, 128, 9000)
+    assert not turn.interrupt_response
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
