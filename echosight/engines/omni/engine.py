@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
 from echosight.engines import Piece, Summary, Transcriber
+from echosight.engines.omni.listener import Listener
 from echosight.engines.omni.rounds import Rounds
 from echosight.engines.worker import Worker
 from echosight.errors import EngineFailure, InputError
@@ -46,7 +47,7 @@ class OmniEngine:
         self.capacity = capacity
         self.voices: tuple[str, ...] = ()
         self._build = build
-        self._transcriber = transcriber
+        self._listener = Listener(transcriber) if transcriber is not None else None
         self._seed = seed
         self._worker = Worker("omni")
         self._stage: Stage
@@ -58,8 +59,8 @@ class OmniEngine:
     async def start(self) -> None:
         self._stage = await self._worker.call(self._build)
         self.voices = self._stage.model.speakers
-        if self._transcriber is not None:
-            await self._transcriber.start()
+        if self._listener is not None:
+            await self._listener.transcriber.start()
         self._running = asyncio.create_task(self._rounds.run(), name="omni rounds")
 
     async def close(self) -> None:
@@ -67,28 +68,29 @@ class OmniEngine:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
-        if self._transcriber is not None:
-            await self._transcriber.close()
+        if self._listener is not None:
+            await self._listener.transcriber.close()
         await self._worker.close()
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         turn = conversation.open
         if turn is None:
             return None
-        partial = None
-        if self._transcriber is not None and isinstance(part, AudioPart):
-            partial = await self._transcriber.hear(turn.id, part.pcm or b"", conversation.language)
         if self._is_due(conversation.id, turn, part):
             view = _view(conversation, self._stage.model.preamble, turn)
             needed = await self._worker.call(lambda: self._stage.follow(view))
             self._needed[conversation.id] = (turn.id, needed)
-        return partial
+        if self._listener is None or not isinstance(part, AudioPart):
+            return None
+        return await self._listener.hear(conversation, turn, part.pcm or b"")
 
     async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
-        return await self._transcriber.finish(turn.id) if self._transcriber is not None else None
+        return await self._listener.settle(conversation, turn) if self._listener is not None else None
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
         stage = self._stage
+        if self._listener is not None:
+            await self._listener.tidy(conversation)
         wish = self._wish(conversation, options)
         view = _view(conversation, stage.model.preamble, None)
         begun: list[Answer] = []
@@ -105,17 +107,18 @@ class OmniEngine:
 
     async def release(self, conversation_id: str) -> None:
         self._needed.pop(conversation_id, None)
+        if self._listener is not None:
+            await self._listener.release(conversation_id)
         await self._worker.call(lambda: self._stage.release(conversation_id))
 
     async def _advance(self, answers: Sequence[Answer]) -> list[list[Piece]]:
         return await self._worker.call(lambda: self._stage.advance(answers))
 
     def _is_due(self, conversation_id: str, turn: OpenTurn, part: Part) -> bool:
-        """Whether the part completes a window of the encoder, or is a picture: less is not worth the thread."""
-        if isinstance(part, ImagePart):
-            return True
+        """Whether there is something to compute: what came before the turn, a picture, a window of the encoder."""
         known, needed = self._needed.get(conversation_id, ("", 0))
-        needed = needed if known == turn.id else self._stage.model.first_window
+        if known != turn.id or isinstance(part, ImagePart):
+            return True
         return isinstance(part, AudioPart) and turn.duration_ms * HEARD_HZ // 1000 >= needed
 
     def _wish(self, conversation: Conversation, options: GenerateOptions) -> Wish:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 
-from echosight.conversation import Item, ToolCall
+from echosight.conversation import AudioPart, Item, ToolCall
 from echosight.engines.omni.context import Context, ContextFull, Mark
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.turn import UserTurn
@@ -26,10 +27,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An item in the caches, and where it ends there."""
+    """An item in the caches, and where it ends there. `essence` is the hash of what was written of it."""
 
     key: tuple[str, int]
+    essence: int
     end: Mark
+
+    def holds(self, item: Item) -> bool:
+        """Whether the caches hold this item: an edit of what is not written (a transcript, say) is none."""
+        return self.key == (item.id, item.version) or (self.key[0] == item.id and self.essence == _essence(item))
 
 
 class Memory:
@@ -107,10 +113,8 @@ class Memory:
 
     def _common(self, items: Sequence[Item]) -> int:
         """How many items the caches and the conversation share at the front."""
-        for index, (kept, item) in enumerate(zip(self._kept, items, strict=False)):
-            if kept.key != (item.id, item.version):
-                return index
-        return min(len(self._kept), len(items))
+        pairs = zip(self._kept, items, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0].holds(pair[1]), pairs))
 
     def _claim(self, item: Item) -> int:
         """1 if what stands at the end of the caches is this item, 0 if it is not."""
@@ -121,7 +125,7 @@ class Memory:
             self._turn = None
         else:
             return 0
-        self._kept.append(Kept((item.id, item.version), self.context.at))
+        self._keep(item)
         return 1
 
     def _back_to(self, count: int) -> None:
@@ -149,7 +153,10 @@ class Memory:
                 self._write_message("assistant", item.text + calls)
             case "system":
                 self._write_message("system", item.text)
-        self._kept.append(Kept((item.id, item.version), self.context.at))
+        self._keep(item)
+
+    def _keep(self, item: Item) -> None:
+        self._kept.append(Kept((item.id, item.version), _essence(item), self.context.at))
 
     def _write_message(self, role: str, text: str) -> None:
         tokens = self._model.tokens
@@ -169,6 +176,17 @@ class Memory:
         first = next((s for s in known if s < len(ends) and held - ends[s].thinker <= enough), known[-1])
         self._forgotten.update(item.id for item in items[:first])
         self._back_to(0)
+
+
+def _essence(item: Item) -> int:
+    """Speech that is heard needs no transcript; that of the assistant is its transcript."""
+    if item.role != "user":
+        return hash((item.role, item.text, *item.of(ToolCall)))
+    heard = (
+        replace(part, transcript=None, words=()) if isinstance(part, AudioPart) and part.pcm is not None else part
+        for part in item.parts
+    )
+    return hash((item.role, *heard))
 
 
 def _says(item: Item, reply: str) -> bool:

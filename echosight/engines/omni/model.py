@@ -108,11 +108,6 @@ class OmniModel(ABC):
             layout = self._talker_layout()
             self.talking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=length, fixed=graphs)
 
-    @property
-    def first_window(self) -> int:
-        """Samples of speech with which a turn's first window is complete."""
-        return self.new_mel().needed
-
     # --- hearing and seeing -----------------------------------------------------------------------
 
     def new_mel(self) -> StreamingLogMel:

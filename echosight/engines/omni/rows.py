@@ -48,7 +48,7 @@ class Rows:
         return self._limits[1]
 
     def row_of(self, owner: object) -> int:
-        return next(i for i, o in enumerate(self._owners) if o is owner)
+        return self._owners.index(owner)
 
     def length_of(self, owner: object) -> int:
         return self.lengths[self.row_of(owner)]
@@ -65,7 +65,7 @@ class Rows:
 
     def leave(self, owner: object) -> None:
         """Drop a row; the last one takes its place. An owner that has none is fine."""
-        if not any(o is owner for o in self._owners):
+        if owner not in self._owners:
             return
         row, last = self.row_of(owner), len(self._owners) - 1
         if row != last:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import torch
 
@@ -30,7 +32,8 @@ class UserTurn:
         self._model = context.model
         self._mel = self._model.new_mel()
         self._waiting: list[tuple[int, Picture]] = []
-        self._shown = 0
+        self._shown: list[ImagePart] = []
+        self._sum = 0
         self._windows = 0
         self._begun = False
         self._speaking = False
@@ -45,26 +48,28 @@ class UserTurn:
         """Samples, from the first of the turn, with which there is something to compute."""
         return self._mel.needed
 
-    def show(self, part: ImagePart) -> None:
+    def _show(self, part: ImagePart) -> None:
         """A picture: encoded now, written at its place."""
         self._waiting.append((part.at_ms * HEARD_HZ // 1000, self._model.encode_picture(part.frame)))
-        self._shown += 1
+        self._shown.append(part)
 
     def catch_up(self, item: Item) -> None:
         """Take everything of the turn so far (as the item that it would be now) that was not taken yet."""
-        for part in list(item.of(ImagePart))[self._shown :]:
-            self.show(part)
+        for part in list(item.of(ImagePart))[len(self._shown) :]:
+            self._show(part)
         said = item.audio
         if said is not None and said.pcm is not None:
-            for frames in self._mel.push(_floats(said.pcm[2 * self.heard :], said.rate)):
+            new = said.pcm[2 * self.heard :]
+            self._sum = crc32(new, self._sum)
+            for frames in self._mel.push(_floats(new, said.rate)):
                 self._write_window(frames)
 
     def fits(self, item: Item) -> bool:
-        """Whether `item` is this turn, finished and never edited."""
-        audio = item.audio
-        samples = len(audio.pcm) // 2 if audio is not None and audio.pcm is not None else 0
-        images = sum(1 for _ in item.of(ImagePart))
-        return item.id == self.id and item.version == 0 and samples >= self.heard and images >= self._shown
+        """Whether what was taken so far is the beginning of `item`."""
+        pcm = item.audio.pcm if item.audio is not None else None
+        heard = memoryview(pcm or b"")[: 2 * self.heard]
+        same = len(heard) == 2 * self.heard and crc32(heard) == self._sum
+        return item.id == self.id and same and list(item.of(ImagePart))[: len(self._shown)] == self._shown
 
     def finish(self, item: Item) -> None:
         """Write the rest of the turn, now that it is an item. Nothing is computed before the context is flushed."""

@@ -175,6 +175,18 @@ def test_edits_of_the_conversation_reach_the_caches(stage: Stage, model: Any) ->
         assert (first_logits(memory, seen) - first_logits(Memory(model, 3000), seen)).abs().max() <= CLOSE, name
 
 
+def test_a_transcript_that_comes_late_changes_nothing(stage: Stage, model: Any) -> None:
+    with torch.inference_mode():
+        stage.follow(view(turn=FIRST))
+    assert FIRST.audio is not None
+    late = replace(FIRST, version=1, parts=(replace(FIRST.audio, transcript="look there"), *FIRST.parts[1:]))
+    memory = stage._memories["talk"]
+    first_logits(memory, view(late))
+    computed, kept = memory.context.computed, memory._kept[0]
+    first_logits(memory, view(replace(late, version=2), SECOND))
+    assert memory._kept[0] is kept and memory.context.computed > computed
+
+
 def test_a_full_context_forgets_the_oldest_whole_turns(model: Any) -> None:
     turns = [
         part for n in range(6) for part in (user(f"u{n}", TextPart(f"say {n} " * 8)), spoken(f"a{n}", f"well {n}"))
@@ -211,12 +223,12 @@ def test_conversations_are_told_apart(stage: Stage, model: Any) -> None:
         assert answer.speech is not None and answer.speech.mouth.frames == solo.frames
 
 
-@pytest.mark.parametrize("warm", [False, True], ids=["greedy", "sampled"])
-def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any, warm: bool) -> None:
-    taste = Taste(1.0, 0.95) if warm else Taste()
+def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any) -> None:
+    warm = Taste(1.0, 0.95)
     views = [view(FIRST, name="a"), view(SECOND, name="b"), view(user("t", TextPart("hello")), name="c")]
     lengths = [4, 12, 9]
-    wishes = [replace(wish(model, n, taste=taste, speech_taste=taste), seed=n) for n in lengths]
+    tastes = [(warm, warm), (Taste(), warm), (Taste(), Taste())]
+    wishes = [replace(wish(model, n, *taste), seed=n) for n, taste in zip(lengths, tastes, strict=True)]
     alone = [ask(Stage(model, 1, 256), seen, wanted) for seen, wanted in zip(views, wishes, strict=True)]
     begun = [(seen.id, stage.begin(seen, wanted)) for seen, wanted in zip(views, wishes, strict=True)]
     together = run(stage, *begun)
