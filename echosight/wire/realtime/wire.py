@@ -276,7 +276,7 @@ class RealtimeWire:
             case ev.Heard() if event.transcript.final and self._transcribes:
                 yield from self._transcribed(event)
             case ev.NotUnderstood(item_id, code, message) if self._transcribes:
-                error = {"type": "transcription_error", "code": code, "message": message, "param": None}
+                error = {"type": "transcription_error", "code": code, "message": message}
                 kind = f"{item}.input_audio_transcription.failed"
                 yield {"type": kind, "item_id": item_id, "content_index": 0, "error": error}
             case ev.ItemAdded(added, previous):

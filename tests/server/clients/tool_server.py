@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -44,8 +45,19 @@ class ToolChat(EchoChat):
                 yield TextPiece(f"word {number}. ")
                 await asyncio.sleep(0.05)
         else:
-            async for piece in super().reply(conversation, options):
+            async for piece in super().reply(replace(conversation, items=_joined(conversation)), options):
                 yield piece
+
+
+def _joined(conversation: Conversation) -> list[Item]:
+    """What the user said since the last answer as one item: some clients send a picture as an item of its own."""
+    items: list[Item] = []
+    for item in conversation:
+        if items and items[-1].role == item.role == "user":
+            items[-1] = replace(item, parts=items[-1].parts + item.parts)
+        else:
+            items.append(item)
+    return items
 
 
 def engine(settings: Settings) -> Engine:
