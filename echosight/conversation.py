@@ -201,29 +201,31 @@ class Conversation:
 
         An item that is gone by now is left gone.
         """
-        for at, item in enumerate(self.items):
-            if item.id == item_id and (audio := item.audio) is not None:
-                known = replace(audio, transcript=transcript)
-                self.items[at] = replace(item, parts=tuple(known if p is audio else p for p in item.parts))
+        item = self.get(item_id)
+        if item is not None and (audio := item.audio) is not None:
+            self._swap(item, audio, replace(audio, transcript=transcript))
 
     def remove(self, item_id: str) -> Item:
         """Take an item out. Raises KeyError if there is none of that id."""
         return self.items.pop(self._index(item_id))
 
-    def let_go(self, keep_ms: int) -> None:
-        """Forget the oldest raw speech so that at most `keep_ms` of it stay; transcripts stay.
+    def let_go(self, keep_ms: int, keep_image_bytes: int) -> None:
+        """Bound the memory that a long talk takes: forget the oldest raw speech and the oldest pictures.
 
-        What was said does not change by it, so versions do not either. Speech without a transcript is kept.
+        At most `keep_ms` of speech stay; its transcript stays, so that what was said does not change and versions do
+        not either. Speech without a transcript is kept. Pictures beyond `keep_image_bytes` go for good, which is an edit.
         """
-        for at in range(len(self.items) - 1, -1, -1):
-            item = self.items[at]
+        for item in reversed(self.items.copy()):
             audio = item.audio
-            if audio is None or audio.pcm is None:
-                continue
-            keep_ms -= audio.duration_ms
-            if keep_ms < 0 and audio.transcript is not None:
-                bare = replace(audio, pcm=None)
-                self.items[at] = replace(item, parts=tuple(bare if p is audio else p for p in item.parts))
+            if audio is not None and audio.pcm is not None:
+                keep_ms -= audio.duration_ms
+                if keep_ms < 0 and audio.transcript is not None:
+                    self._swap(item, audio, replace(audio, pcm=None))
+            size = sum(len(image.data) for image in item.images)
+            keep_image_bytes -= size
+            if size and keep_image_bytes < 0:
+                rest = tuple(p for p in self.items[self._index(item.id)].parts if not isinstance(p, ImagePart))
+                self.update(replace(item, parts=rest))
 
     def signature(self) -> tuple[tuple[str, int], ...]:
         """What an engine compares its cache with: (id, version) of each item, in order."""
@@ -249,6 +251,11 @@ class Conversation:
             tools=tuple(data["tools"]),
             items=[_item_from_json(item) for item in data["items"]],
         )
+
+    def _swap(self, item: Item, old: Part, new: Part) -> None:
+        """Put a part in place of another that says the same."""
+        parts = tuple(new if part is old else part for part in item.parts)
+        self.items[self._index(item.id)] = replace(item, parts=parts)
 
     def _index(self, item_id: str) -> int:
         for at, item in enumerate(self.items):

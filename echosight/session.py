@@ -29,6 +29,9 @@ Tap = Callable[["ev.Input | ev.Output"], None]
 KEPT_SPEECH_MS = 60_000
 """Raw speech that a conversation keeps once it is transcribed."""
 
+KEPT_IMAGE_BYTES = 32 << 20
+"""Encoded pictures that a conversation keeps: some ten minutes of a frame each second."""
+
 STALE_LEVELS = 32
 """Unread events behind which a level meter is of no more use."""
 
@@ -220,7 +223,7 @@ class Session:
         self._announce(ev.InputCommitted(item.id, previous))
         self._announce(ev.ItemAdded(item, previous))
         self._announce(ev.ItemDone(item, previous))
-        self.conversation.let_go(KEPT_SPEECH_MS)
+        self.conversation.let_go(KEPT_SPEECH_MS, KEPT_IMAGE_BYTES)
 
     def _forget_input(self) -> None:
         self._ear.forget()

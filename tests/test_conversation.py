@@ -81,7 +81,7 @@ def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
     for number in range(2):
         conversation.transcribed(f"i{number}", f"said {number}")
     conversation.transcribed("gone", "nothing happens")
-    conversation.let_go(keep_ms=1000)
+    conversation.let_go(keep_ms=1000, keep_image_bytes=0)
     assert conversation.signature() == before
     kept = [item.audio is not None and item.audio.pcm is not None for item in conversation]
     assert kept == [False, False, True]
@@ -91,9 +91,24 @@ def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
 def test_speech_without_a_transcript_is_never_let_go() -> None:
     conversation = Conversation()
     conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), "i"))
-    conversation.let_go(keep_ms=0)
+    conversation.let_go(keep_ms=0, keep_image_bytes=0)
     assert conversation.items[0].audio is not None
     assert conversation.items[0].audio.pcm is not None
+
+
+def test_the_oldest_pictures_go_for_good() -> None:
+    conversation = Conversation()
+    frame = ImageFrame(b"x" * 100, "image/jpeg", 1, 1)
+    for number in range(3):
+        parts = (AudioPart(b"\0" * 32, duration_ms=1, transcript="said"), ImagePart(frame), TextPart("look"))
+        conversation.add(Item("user", parts, f"i{number}"))
+    conversation.let_go(keep_ms=1, keep_image_bytes=200)
+    assert [len(item.images) for item in conversation] == [0, 1, 1]
+    assert conversation.signature() == (("i0", 1), ("i1", 0), ("i2", 0)), "an engine must not believe it still sees it"
+    assert conversation.items[0].text == "said look"
+    oldest = conversation.items[0].audio
+    assert oldest is not None
+    assert oldest.pcm is None
 
 
 def test_pictures_know_when_they_were_shown() -> None:
