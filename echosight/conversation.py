@@ -213,7 +213,7 @@ class Conversation:
         """Bound the memory that a long talk takes: forget the oldest raw speech and the oldest pictures.
 
         At most `keep_ms` of speech stay; its transcript stays, so that what was said does not change and versions do
-        not either. Speech without a transcript is kept. Pictures beyond `keep_image_bytes` go for good, which is an edit.
+        not either. Speech without a transcript is kept. Pictures beyond `keep_image_bytes` go for good: an edit.
         """
         for item in reversed(self.items.copy()):
             audio = item.audio
