@@ -1,7 +1,7 @@
 """Settings: from the command line, the environment and `.env`, in that order, as one frozen object.
 
 Every setting is a flag (`idle_timeout_s` is ``--idle-timeout-s``) and a variable (``SERVER_IDLE_TIMEOUT_S``);
-a few variables have a short name as well (``MODEL_ID``, ``API_TOKENS``, ``RECORD``, ``LOG_DIR``).
+a few variables go by a name of their own (``MODEL_ID``, ``RECORD``, ``OPENAI_API_BASE``). Tokens and keys have no flag.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def _commas(value: object) -> object:
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _own(variable: str, description: str, default: Any = "") -> Any:
+    """A setting whose variable is known under a name of its own."""
+    return Field(default=default, validation_alias=variable, description=description)
 
 
 def _loopback_unless_guarded(known: dict[str, Any]) -> str:
@@ -69,6 +74,15 @@ class Settings(BaseSettings):
         validation_alias="MODEL_ID",
         description="what answers: a model's id, folder, file or URL (default: the built-in demo engine)",
     )
+    stt: str = Field(
+        default="", description="what hears: name[:model],… in order of preference (default: the best here)"
+    )
+    tts: str = Field(
+        default="", description="what speaks: name[:model],… in order of preference (default: the best here)"
+    )
+    device: str = Field(default="auto", description="where models run: auto, cpu, cuda or cuda:N")
+    gpu_layers: int = Field(default=-1, ge=-1, description="layers that llama.cpp puts on the GPU (-1: all)")
+    context_size: int = Field(default=4096, ge=256, description="tokens that llama.cpp keeps of a conversation")
     system_prompt: str = Field(default="", description="instructions for the model, where a client gives none")
     voice: str | None = Field(default=None, description="voice of the answers (default: the engine's first)")
     language: str | None = Field(default=None, description="language spoken, e.g. en (default: the engine's choice)")
@@ -78,6 +92,25 @@ class Settings(BaseSettings):
         ge=1,
         description="processes that hear and speak for the built-in engine (default: one a core, at most 4)",
     )
+
+    enable_cloud_fallback: bool = _own(
+        "ENABLE_CLOUD_FALLBACK", "hosted parts whose keys are set take over from parts that fail", False
+    )
+    openai_api_base: str = _own("OPENAI_API_BASE", "the server of the parts `openai`", "https://api.openai.com/v1")
+    whisper_url: str = _own("WHISPER_URL", "OpenAI-compatible transcription server")
+    tts_api_url: str = _own("TTS_API_URL", "OpenAI-compatible speech server")
+    deepgram_url: str = _own("DEEPGRAM_URL", "the server of the parts `deepgram`", "https://api.deepgram.com")
+    openai_api_key: SecretStr | None = _own("OPENAI_API_KEY", "key of OPENAI_API_BASE", None)
+    whisper_api_key: SecretStr | None = _own("WHISPER_API_KEY", "key of WHISPER_URL", None)
+    tts_api_key: SecretStr | None = _own("TTS_API_KEY", "key of TTS_API_URL", None)
+    groq_api_key: SecretStr | None = _own("GROQ_API_KEY", "key of Groq", None)
+    deepseek_api_key: SecretStr | None = _own("DEEPSEEK_API_KEY", "key of DeepSeek", None)
+    deepgram_api_key: SecretStr | None = _own("DEEPGRAM_API_KEY", "key of DEEPGRAM_URL", None)
+    llama_exe_path: str = _own("LLAMA_EXE_PATH", "llama.cpp's server (default: llama-server, where it is found)")
+    llama_model_path: str = _own("LLAMA_MODEL_PATH", "a .gguf file that answers where --model names nothing")
+    vosk_model_path: str = _own("VOSK_MODEL_PATH", "folder of a Vosk model")
+    kokoro_voice: str = _own("KOKORO_VOICE", "voice of Kokoro")
+    piper_model_path: str = _own("PIPER_MODEL_PATH", "the .onnx file of a Piper voice")
 
     vad_threshold: float = Field(default=_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
     silence_ms: int = Field(default=_TURN.silence_ms, ge=32, le=10_000, description="silence that ends a turn")
@@ -135,6 +168,7 @@ class Settings(BaseSettings):
 _GROUPS = {
     "api_tokens": "server",
     "model": "model",
+    "enable_cloud_fallback": "parts",
     "vad_threshold": "turns",
     "max_sessions": "limits",
     "record": "recordings",
@@ -147,6 +181,10 @@ def _variable(name: str, field: FieldInfo) -> str:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return "SecretStr" in str(field.annotation)
 
 
 def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
@@ -163,13 +201,14 @@ def _parser() -> argparse.ArgumentParser:
         prog=Path(sys.argv[0]).name or "model_server.py",
         usage="%(prog)s [--model MODEL] [--port PORT] [--record] [options]",
         description="EchoSight: a server for live voice and vision.",
-        epilog="API_TOKENS is a variable only, so that no process list shows it. Variables may also stand in .env.",
+        epilog="API_TOKENS and …_API_KEY are variables only, so that no process list shows them. "
+        "Variables may also stand in .env.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     groups: dict[str, Any] = {}
     for group, name, field in _fields():
-        if name == "api_tokens":
+        if _is_secret(field):
             continue
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
