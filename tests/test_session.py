@@ -8,6 +8,7 @@ import pytest
 
 from echosight.conversation import AudioPart, ImagePart, Item, TextPart
 from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines.fake import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.events import (
     AddItem,
@@ -41,7 +42,7 @@ from echosight.events import (
 )
 from echosight.media import ImageFrame
 from echosight.options import SessionOptions, TurnOptions
-from tests.rig import Script, bench, loud, pieces_of, quiet, words
+from tests.rig import bench, loud, pieces_of, quiet
 
 LONG = "one two three four five six seven eight nine ten"
 FRAME = ImageFrame(b"picture", "image/jpeg", 4, 4)
@@ -111,7 +112,7 @@ async def test_how_sound_is_cut_into_pieces_changes_nothing(ms: int) -> None:
 
 
 async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard() -> None:
-    engine = Script([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(TurnStarted)
@@ -138,7 +139,7 @@ async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard
 
 
 async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> None:
-    async with bench(Script([words(LONG)])) as b:
+    async with bench(FakeEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).outcome == "completed"
         b.clock.now += 0.41
@@ -149,7 +150,7 @@ async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> Non
 
 
 async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
-    async with bench(Script([words(LONG)])) as b:
+    async with bench(FakeEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 1.5
@@ -160,7 +161,7 @@ async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
 
 
 async def test_what_the_client_says_it_played_counts() -> None:
-    async with bench(Script([words(LONG)])) as b:
+    async with bench(FakeEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 30
@@ -169,7 +170,7 @@ async def test_what_the_client_says_it_played_counts() -> None:
 
 
 async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -> None:
-    engine = Script([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
+    engine = FakeEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
     async with bench(engine, turn=TurnOptions(interrupt_response=False)) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(TurnStarted)
@@ -185,7 +186,7 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -
 
 
 async def test_a_stranger_to_the_turn_cannot_make_two_answers_at_once() -> None:
-    async with bench(Script([words(LONG)], gate=asyncio.Semaphore(0))) as b:
+    async with bench(FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         with pytest.raises(InputError) as refused:
             await b.feed(Respond())
@@ -203,7 +204,7 @@ async def test_stopping_when_nothing_is_said() -> None:
 
 
 async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
-    engine = Script([[TextPiece("so far"), EngineFailure("the worker died")], words("again")])
+    engine = FakeEngine([[TextPiece("so far"), EngineFailure("the worker died")], words("again")])
     async with bench(engine) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         ended = await b.turn()
@@ -214,14 +215,14 @@ async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 async def test_a_defect_in_an_engine_is_told_without_its_inside() -> None:
-    async with bench(Script([[RuntimeError("secret")]])) as b:
+    async with bench(FakeEngine([[RuntimeError("secret")]])) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         ended = await b.turn()
         assert (ended.outcome, ended.error) == ("failed", "The engine failed")
 
 
 async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() -> None:
-    async with bench(Script(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
+    async with bench(FakeEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).error == "no ears"
         assert b.of(NotUnderstood)[0].message == "no ears"
@@ -230,7 +231,7 @@ async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() 
 
 
 async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
-    async with bench(Script([words(LONG)], transcripts=["first", "second"])) as b:
+    async with bench(FakeEngine([words(LONG)], transcripts=["first", "second"])) as b:
         await b.feed(loud(320), quiet(640), loud(320), quiet(640))
         await b.turn()
         await b.turn()
@@ -286,7 +287,7 @@ async def test_hd_video_asks_for_detail() -> None:
 
 
 async def test_pacing_holds_speech_back_to_its_lead() -> None:
-    engine = Script([words(LONG)])
+    engine = FakeEngine([words(LONG)])
     async with bench(engine) as b:
         answer = b.session.options.answer
         options = SessionOptions(turn=None, answer=type(answer)(lead_ms=200))
@@ -301,7 +302,7 @@ async def test_pacing_holds_speech_back_to_its_lead() -> None:
 
 async def test_a_function_call_is_an_item_of_its_own() -> None:
     calls = [CallPiece("c1", "look", '{"at":'), CallPiece("c1", "look", '"it"}')]
-    async with bench(Script([calls])) as b:
+    async with bench(FakeEngine([calls])) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         ended = await b.turn()
         (call,) = ended.items[0].parts
@@ -309,7 +310,7 @@ async def test_a_function_call_is_an_item_of_its_own() -> None:
 
 
 async def test_a_token_limit_makes_the_answer_incomplete() -> None:
-    async with bench(Script([[TextPiece("half a"), Summary(finish="length")]])) as b:
+    async with bench(FakeEngine([[TextPiece("half a"), Summary(finish="length")]])) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         ended = await b.turn()
         assert (ended.outcome, ended.reason) == ("incomplete", "max_output_tokens")
@@ -355,7 +356,7 @@ async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() ->
 
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
 async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
-    async with bench(Script([words(LONG)])) as b:
+    async with bench(FakeEngine([words(LONG)])) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         await b.turn()
         item = b.session.conversation.items[1]
@@ -369,7 +370,7 @@ async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
 
 
 async def test_marks_come_back_in_order_and_know_of_the_answer() -> None:
-    async with bench(Script(gate=asyncio.Semaphore(0))) as b:
+    async with bench(FakeEngine(gate=asyncio.Semaphore(0))) as b:
         await b.feed(Mark("before"), Text("hi"), Commit(), Respond(), Mark("after"))
         await b.until(Marked)
         await b.until(Marked)
@@ -386,7 +387,7 @@ async def test_reset_forgets_the_conversation() -> None:
 
 
 async def test_closing_ends_everything() -> None:
-    engine = Script([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(Text("hi"), Commit(), Respond())
         await b.until(TurnStarted)
@@ -411,4 +412,4 @@ async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
             ended.waterfall.first_audio,
             ended.waterfall.first_byte,
         )
-        assert ended.made_by == ("script",)
+        assert ended.made_by == ("fake",)

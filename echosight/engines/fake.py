@@ -3,100 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
 
-from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
+from echosight.conversation import Conversation, OpenTurn, Part
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
-from echosight.errors import EngineFailure
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
-Script = Callable[[Conversation, GenerateOptions], Sequence[Piece]]
 
-HELLO = (TextPiece("Hello "), TextPiece("there."))
+def words(text: str, ms_a_word: int = 100) -> list[Piece]:
+    """An answer at 24 kHz whose every word lasts `ms_a_word`: its text first, then a piece of speech a word."""
+    pieces: list[Piece] = [TextPiece(text)]
+    end = 0
+    for number, word in enumerate(text.split(" ")):
+        end = text.index(word, end) + len(word)
+        pcm = b"\x20\x20" * (24 * ms_a_word)
+        pieces.append(SpeechPiece(pcm, (Word(number * ms_a_word, end),)))
+    return pieces
 
 
+@dataclass
 class FakeEngine:
-    """An `Engine` that answers by script and remembers what was asked of it.
+    """An `Engine` that follows a script and remembers what was asked of it.
 
-    `answer` is what every answer consists of, or makes it. Before each piece it awaits `step()`, so a test holds
-    it with a gate; `fail_at` breaks it before that piece. `steps` counts the pieces begun, `stopped` the answers
-    that were closed before their end.
+    It answers each turn with the next of `answers`, and hears the next of `transcripts`, the last ones again and
+    again; an exception among them is raised there. With a `gate`, every piece waits for a permit. `steps` counts the
+    pieces begun, `stopped` the answers that are over, to their end or before.
     """
 
-    name = "fake"
+    answers: Sequence[Sequence[Piece | Exception]] = field(default_factory=lambda: [words("hello there")])
+    transcripts: Sequence[str | Exception | None] = ("what was said",)
+    gate: asyncio.Semaphore | None = None
+    name: str = "fake"
+    capacity: int = 8
+    output_rate: int = 24_000
+    voices: tuple[str, ...] = ("one",)
+    prefilled: list[Part] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+    asked: list[Conversation] = field(default_factory=list)
+    options: list[GenerateOptions] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    steps: int = 0
+    stopped: int = 0
 
-    def __init__(
-        self,
-        answer: Sequence[Piece] | Script = HELLO,
-        *,
-        transcript: str | Transcript | None = "hello",
-        step: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0),
-        fail_at: int | None = None,
-        capacity: int = 4,
-        output_rate: int = 24_000,
-        voices: tuple[str, ...] = ("fake",),
-    ) -> None:
-        self.answer = answer
-        self.transcript = Transcript(transcript) if isinstance(transcript, str) else transcript
-        self.step = step
-        self.fail_at = fail_at
-        self.capacity = capacity
-        self.output_rate = output_rate
-        self.voices = voices
-        self.started = self.closed = False
-        self.prefilled: list[tuple[str, Part]] = []
-        self.settled: list[tuple[str, str]] = []
-        self.asked: list[tuple[Conversation, GenerateOptions]] = []
-        self.released: list[str] = []
-        self.steps = self.stopped = 0
-
-    async def start(self) -> None:
-        self.started = True
-
-    async def close(self) -> None:
-        self.closed = True
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
-        self.prefilled.append((conversation.id, part))
-        return self.transcript.text if self.transcript and isinstance(part, AudioPart) else None
+        assert conversation.open is not None
+        self.prefilled.append(part)
+        return f"{len(self.prefilled)} parts"
 
     async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
-        self.settled.append((conversation.id, turn.id))
-        return self.transcript
+        await asyncio.sleep(0)
+        self.settled.append(turn.duration_ms)
+        found = self.transcripts[min(len(self.settled), len(self.transcripts)) - 1]
+        if isinstance(found, Exception):
+            raise found
+        return None if found is None else Transcript(found)
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
-        self.asked.append((conversation, options))
-        pieces = self.answer(conversation, options) if callable(self.answer) else self.answer
-        complete = False
+        self.asked.append(replace(conversation, items=list(conversation.items)))
+        self.options.append(options)
+        script = self.answers[min(len(self.asked), len(self.answers)) - 1]
         try:
-            for n, piece in enumerate(pieces):
+            for piece in script:
+                if self.gate is not None:
+                    await self.gate.acquire()
+                await asyncio.sleep(0)
                 self.steps += 1
-                await self.step()
-                if n == self.fail_at:
-                    raise EngineFailure("The fake engine was told to fail")
+                if isinstance(piece, Exception):
+                    raise piece
                 yield piece
-            complete = True
+            if not any(isinstance(piece, Summary) for piece in script):
+                yield Summary(made_by=(self.name,))
         finally:
-            self.stopped += not complete
+            self.stopped += 1
 
     async def release(self, conversation_id: str) -> None:
         self.released.append(conversation_id)
-
-    def heard(self, conversation_id: str) -> bytes:
-        """All speech of a conversation that it was prefilled with."""
-        parts = (part for owner, part in self.prefilled if owner == conversation_id)
-        return b"".join(part.pcm or b"" for part in parts if isinstance(part, AudioPart))
-
-
-def spoken(text: str, *, rate: int = 24_000, word_ms: int = 200) -> list[Piece]:
-    """An answer of `text` with a piece of speech for each word, for scripts."""
-    pieces: list[Piece] = [TextPiece(text)]
-    end = 0
-    for n, word in enumerate(text.split()):
-        end = text.index(word, end) + len(word)
-        pieces.append(SpeechPiece(bytes(2 * rate * word_ms // 1000), (Word(n * word_ms, end),)))
-    return pieces
 
 
 STUB_TRANSCRIPT = Transcript("he was not an ill disposed young man")
