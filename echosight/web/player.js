@@ -16,6 +16,11 @@ export class Player {
     this.dryAt = 0;
   }
 
+  /** Whether anything can be heard at all. */
+  get able() {
+    return Boolean(this.node);
+  }
+
   /** Call it in answer to a click or a key: browsers keep pages silent until then. */
   async start() {
     if (this.context) return this.context.resume();

@@ -119,3 +119,20 @@ export class Settings {
     }
   }
 }
+
+/** A choice that the page makes beside the dialog. */
+export function kept(name) {
+  try {
+    return localStorage.getItem(`${STORE}-${name}`);
+  } catch {
+    return null;
+  }
+}
+
+export function keep(name, value) {
+  try {
+    localStorage.setItem(`${STORE}-${name}`, value);
+  } catch {
+    // It lasts as long as the page.
+  }
+}

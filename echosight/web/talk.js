@@ -3,14 +3,17 @@
 import { waterfall } from "./waterfall.js";
 
 const KEPT_TURNS = 200;
-const SHOWN_PICTURES = 3;
 const SPOKEN_LINES = 12;
 
-/** All turns, in order. `log` is for screen readers: it gets what was said once it is final. */
+/**
+ * All turns, in order. `log` is for screen readers: it gets what was said once it is final. `changed` is called when
+ * there are more or fewer turns.
+ */
 export class Talk {
-  constructor(list, log) {
+  constructor(list, log, changed) {
     this.list = list;
     this.log = log;
+    this.onchange = changed;
     this.turns = [];
   }
 
@@ -30,15 +33,33 @@ export class Talk {
     return this.turns.find((turn) => turn.id === id);
   }
 
+  /** The person's turn that the server has not named yet. */
+  unnamed() {
+    const last = this.turns.findLast((turn) => turn.role === "user");
+    return last && !last.id && !last.final ? last : undefined;
+  }
+
+  dropUnnamed() {
+    const turn = this.unnamed();
+    if (turn) this.remove(turn);
+  }
+
   remove(turn) {
     this.turns = this.turns.filter((other) => other !== turn);
     turn.remove();
+    this.onchange();
+  }
+
+  removeAll(id) {
+    for (const turn of this.turns.filter((turn) => turn.id === id)) this.remove(turn);
   }
 
   clear() {
     for (const turn of this.turns) turn.remove();
     this.turns = [];
+    this.list.replaceChildren();
     this.log.replaceChildren();
+    this.onchange();
   }
 
   /** What was said and heard, for a server that forgot it. */
@@ -64,6 +85,7 @@ export class Talk {
     this.turns.push(turn);
     this.#follow(() => this.list.append(turn.element));
     if (this.turns.length > KEPT_TURNS) this.remove(this.turns[0]);
+    this.onchange();
     return turn;
   }
 
@@ -131,7 +153,7 @@ class UserTurn extends Turn {
     this.said.textContent = `Not understood: ${message}`;
   }
 
-  /** A picture that was sent with this turn; of many the last ones are shown. */
+  /** A picture that was sent with this turn; of many the last is shown. */
   picture(blob, { width, height }, source) {
     const figure = document.createElement("figure");
     const image = new Image(width, height);
@@ -140,12 +162,10 @@ class UserTurn extends Turn {
     image.src = url;
     image.alt = `Picture of the ${source} that was sent with this turn`;
     const caption = document.createElement("figcaption");
-    caption.textContent = `${width} × ${height}, ${Math.max(1, Math.round(blob.size / 1024))} kB`;
+    const weight = `${Math.max(1, Math.round(blob.size / 1024))} kB`;
+    caption.textContent = this.urls.length > 1 ? `The last of ${this.urls.length}, ${weight}` : `${width} × ${height}, ${weight}`;
     figure.append(image, caption);
-    this.talk.changed(() => {
-      this.margin.append(figure);
-      while (this.margin.children.length > SHOWN_PICTURES) this.margin.firstChild.remove();
-    });
+    this.talk.changed(() => this.margin.replaceChildren(figure));
   }
 
   remove() {
