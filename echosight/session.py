@@ -13,6 +13,7 @@ from echosight import events as ev
 from echosight.answer import Answer, Answers
 from echosight.conversation import Conversation, ImagePart, TextPart, new_id
 from echosight.ear import Ear
+from echosight.echo_guard import EchoGuard
 from echosight.edits import Edits
 from echosight.engines import Engine
 from echosight.errors import EchoSightError, InputError
@@ -71,6 +72,7 @@ class Session:
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
         self._answers = Answers()
+        self._echo = EchoGuard()
         self._edits = Edits(self.conversation, self._answers, self._hearing, self._announce)
         self._apply(self.options)
         self._announce(ev.Opened(session_id, self.options))
@@ -174,6 +176,8 @@ class Session:
     async def _speech_began(self, at: int) -> None:
         turn = self._hearing.turn
         self._announce(ev.SpeechStarted(turn.id, at))
+        latest = self._answers.latest
+        self._echo.speech_began(turn.id, latest.ledger if latest else None, self._clock())
         if self._ear.options.interrupt_response:
             await self.stop("turn_detected")
         await self._hearing.add(speech(self._ear.take(at)))
@@ -272,17 +276,11 @@ class Session:
         try:
             await self._hearing.understood()
             answer.mark("transcript")
-            async with aclosing(self._engine.generate(conversation, options)) as pieces:
-                async for piece in pieces:
-                    news, delta = answer.take(piece)
-                    for event in news:
-                        self._announce(event)
-                    if delta is not None:
-                        await self._pace(answer, delta, options.lead_ms)
-                        await self._put(delta)
-            if (rest := answer.rest()) is not None:
-                await self._put(rest)
-            self._end(answer, "completed")
+            if self._drop_echo(conversation):
+                self._end(answer, "cancelled", "echo")
+            else:
+                await self._generate(answer, conversation, options)
+                self._end(answer, "completed")
         except EchoSightError as error:
             log.warning("turn %s of session %s failed: %s", answer.turn, self.id, error.code)
             self._end(answer, "failed", error.code, error.message)
@@ -294,6 +292,26 @@ class Session:
         if self._next is not None:
             request, self._next = self._next, None
             self._begin(request)
+
+    def _drop_echo(self, conversation: Conversation) -> bool:
+        """The turn to be answered is no turn where it only repeats the answer before."""
+        item = next((i for i in reversed(conversation.items) if i.role == "user"), None)
+        if conversation is not self.conversation or item is None or not self._echo.is_echo(item):
+            return False
+        self._edits.apply(ev.RemoveItem(item.id))
+        return True
+
+    async def _generate(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
+        async with aclosing(self._engine.generate(conversation, options)) as pieces:
+            async for piece in pieces:
+                news, delta = answer.take(piece)
+                for event in news:
+                    self._announce(event)
+                if delta is not None:
+                    await self._pace(answer, delta, options.lead_ms)
+                    await self._put(delta)
+        if (rest := answer.rest()) is not None:
+            await self._put(rest)
 
     async def _pace(self, answer: Answer, delta: ev.Delta, lead_ms: int | None) -> None:
         if lead_ms is not None and isinstance(delta, ev.SpeechDelta):

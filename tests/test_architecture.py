@@ -17,7 +17,7 @@ FLOORS = (
     {"manager"},
     {"session", "analysis"},
     {"edits"},
-    {"answer", "hearing", "ear", "outbox"},
+    {"answer", "hearing", "ear", "outbox", "echo_guard"},
     {"ledger"},
     {"wire", "engines", "turns", "journal", "metrics"},
     {"audio", "pictures", "settings"},
