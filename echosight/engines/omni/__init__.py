@@ -6,7 +6,8 @@ computation over the conversation's items would give. The parts, from the bottom
 - ``mel`` a log-mel spectrogram of audio in packets; ``positions`` three-dimensional positions; ``tokens``
 - ``rows`` caches of answers that decode together; ``graphs`` CUDA graphs; ``sampling``
 - ``vocoder`` and ``dit`` codes to samples; ``words`` when words are spoken
-- ``model`` what both families share; ``qwen2_5`` and ``qwen3`` what they do not; ``assemble`` which is which
+- ``state`` where an answer stands; ``model`` what both families share, ``qwen2_5`` and ``qwen3`` what they do not;
+  ``assemble`` which is which
 - ``context`` a conversation's caches; ``turn`` the user's turn; ``memory`` caches in line with the conversation
 - ``answer`` one answer; ``stage`` all that happens in the model's thread; ``rounds`` steps of all answers, merged
 - ``engine`` and ``load``

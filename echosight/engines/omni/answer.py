@@ -9,8 +9,9 @@ import torch
 
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
 from echosight.engines.omni.memory import Memory, View
-from echosight.engines.omni.model import Mouth, OmniModel, Thought
+from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.sampling import Dice, Taste
+from echosight.engines.omni.state import Mouth, Thought
 from echosight.engines.omni.tokens import TextStream
 from echosight.engines.omni.vocoder import Samples, SideStream
 from echosight.engines.omni.words import WordClock

@@ -14,6 +14,7 @@ from echosight.engines.omni.vocoder import Frame
 STEPS = 10
 GUIDANCE = 0.5
 SWAY = -1.0
+QUIETEST_DB = -115
 MEL_CONTEXT = 20
 """Mel frames on either side that BigVGAN needs for samples equal to one shot's."""
 
@@ -173,7 +174,9 @@ class WindowedVocoder:
 
 def synthesise(gan: Any, mel: torch.Tensor) -> torch.Tensor:
     """Samples (n,) of `mel` (1, mels, frames): `Qwen2_5OmniToken2WavBigVGANModel.forward`, which ends on the CPU."""
-    hidden = gan.conv_pre(gan.process_mel_spectrogram(mel))
+    # As upstream scales it, without a constant that would have to be copied to the device.
+    decibels = 20 * mel.exp().clamp(min=10 ** (QUIETEST_DB / 20)).log10() - 20
+    hidden = gan.conv_pre((2 * (decibels - QUIETEST_DB) / -QUIETEST_DB - 1).clamp(-1, 1))
     kernels = gan.num_residual_blocks
     for layer, up in enumerate(gan.ups):
         hidden = up[0](hidden)

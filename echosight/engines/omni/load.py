@@ -14,8 +14,8 @@ from echosight.engines.omni.engine import DEFAULT_REPLY_TOKENS, OmniEngine
 from echosight.errors import SetupError
 
 if TYPE_CHECKING:
-    from echosight.engines.omni.model import Limits
     from echosight.engines.omni.stage import Stage
+    from echosight.engines.omni.state import Limits
 
 MODEL_TYPES = ("qwen2_5_omni", "qwen3_omni_moe")
 FILES = ("*.json", "*.safetensors", "*.txt", "spk_dict.pt", "*.jinja")
@@ -148,8 +148,8 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     progress("libraries", 0.0)
     import torch
 
-    from echosight.engines.omni.model import Limits
     from echosight.engines.omni.stage import Stage
+    from echosight.engines.omni.state import Limits
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -164,8 +164,11 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     limits = Limits(context=context, answers=capacity)
     progress("weights", 0.2)
     model = read_model(folder, config["model_type"], device, dtype, limits)
+    stage = Stage(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))
+    progress("steps", 0.9)
+    stage.warm_up()
     progress("ready", 1.0)
-    return Stage(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))
+    return stage
 
 
 def read_model(folder: Path, kind: str, device: str, dtype: str, limits: Limits) -> Any:

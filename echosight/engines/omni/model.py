@@ -5,58 +5,21 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from echosight.engines.omni import positions
 from echosight.engines.omni.context import Context, Picture, Segment
 from echosight.engines.omni.graphs import Recorder
 from echosight.engines.omni.mel import StreamingLogMel
 from echosight.engines.omni.rows import Rows, RowStep
 from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose, penalise
+from echosight.engines.omni.state import Limits, Mouth, Thought
 from echosight.engines.omni.tokens import Tokens
-from echosight.engines.omni.vocoder import Frame, Vocoder
+from echosight.engines.omni.vocoder import Vocoder
 from echosight.media import ImageFrame
-
-MAX_FRAMES = 4096
-"""Steps of the talker in one answer: 82 s at 50 a second. What upstream allows too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`context`: tokens of a conversation, its answer included; `answers`: how many can be decoded together."""
-
-    context: int = 8192
-    answers: int = 8
-    frames: int = MAX_FRAMES
-
-
-@dataclass(slots=True, eq=False)
-class Thought:
-    """An answer's place in the thinker: `token` was chosen and is not yet computed."""
-
-    token: int
-    position: int
-    dice: Dice
-    taste: Taste
-
-
-@dataclass(slots=True, eq=False)
-class Mouth:
-    """An answer's place in the talker. `carry` (hidden) is what its last frame adds to the next step's input."""
-
-    position: int
-    dice: Dice
-    taste: Taste
-    carry: torch.Tensor
-    seen: torch.Tensor
-    """(vocabulary) bool: the codes that the repetition penalty counts."""
-    frames: list[Frame] = field(default_factory=list)
-    ended: bool = False
 
 
 class OmniModel(ABC):
@@ -183,26 +146,12 @@ class OmniModel(ABC):
     def think(self, thoughts: Sequence[Thought]) -> torch.Tensor:
         """Compute each thought's token and choose its next. Returns the tokens' cues for the talker, (n, width)."""
         step = self.thinking.step(thoughts)
-        tastes = Tastes.of(step.place([t.taste for t in thoughts], Taste()), self.device)
-        tokens = step.place([t.token for t in thoughts], 0)
-        places = step.place([t.position for t in thoughts], 0)
-        chances = step.place([t.dice.throw()[0] for t in thoughts], 0.0)
-
-        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            rows, starts, token, place, chance, *taste = inputs
-            logits, cues = self._think(token, place, step.reading(rows, starts))
-            return choose(logits, chance, Tastes(*taste)), cues
-
-        chosen, cues = self.recorder.run(
-            "thinker",
-            step.shape,
-            compute,
-            step.rows,
-            step.starts,
-            torch.tensor(tokens, device=self.device),
-            torch.tensor(places, device=self.device),
-            torch.tensor(chances, device=self.device),
-            *tastes.tensors,
+        chosen, cues = self._run_thinker(
+            step,
+            torch.tensor(step.place([t.token for t in thoughts], 0), device=self.device),
+            torch.tensor(step.place([t.position for t in thoughts], 0), device=self.device),
+            torch.tensor(step.place([t.dice.throw()[0] for t in thoughts], 0.0), device=self.device),
+            Tastes.of(step.place([t.taste for t in thoughts], Taste()), self.device),
         )
         following = chosen.tolist()
         for thought, at in zip(thoughts, step.places, strict=True):
@@ -213,28 +162,16 @@ class OmniModel(ABC):
     def talk(self, mouths: Sequence[Mouth], cues: torch.Tensor) -> None:
         """A step of the talker: each mouth is given its cue (n, width) and adds a frame, or ends."""
         step = self.talking.step(mouths)
-        tastes = Tastes.of(step.place([m.taste for m in mouths], Taste()), self.device)
+        owners = step.owners()
         silent = [0.0] * self.chances_a_frame
         chances = step.place([m.dice.throw(self.chances_a_frame) for m in mouths], silent)
-        owner = [0] * len(step.rows)
-        for index, place in enumerate(step.places):
-            owner[place] = index
-
-        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            rows, starts, heard, place, seen, chance, *taste = inputs
-            return self._talk(heard, place, seen, chance, Tastes(*taste), step.reading(rows, starts))
-
-        frames, carry, seen = self.recorder.run(
-            "talker",
-            step.shape,
-            compute,
-            step.rows,
-            step.starts,
-            (torch.stack([m.carry for m in mouths]) + cues)[owner],
+        frames, carry, seen = self._run_talker(
+            step,
+            (torch.stack([m.carry for m in mouths]) + cues)[owners],
             torch.tensor(step.place([m.position for m in mouths], 0), device=self.device),
-            torch.stack([m.seen for m in mouths])[owner],
+            torch.stack([m.seen for m in mouths])[owners],
             torch.tensor(chances, device=self.device),
-            *tastes.tensors,
+            Tastes.of(step.place([m.taste for m in mouths], Taste()), self.device),
         )
         spoken = frames.tolist()
         for mouth, at in zip(mouths, step.places, strict=True):
@@ -243,6 +180,52 @@ class OmniModel(ABC):
             mouth.ended = spoken[at][0] in self.codec_ends
             if not mouth.ended:
                 mouth.frames.append(tuple(spoken[at]))
+
+    def record_steps(self) -> None:
+        """Record the graphs of all steps, so that nobody's answer waits for one. On a CPU there are none."""
+        if not self.thinking.fixed:
+            return
+        for step in self.thinking.blank_steps():
+            nothing, tastes = torch.zeros_like(step.rows), Tastes.of([Taste()] * len(step.rows), self.device)
+            self._run_thinker(step, nothing, nothing, nothing.float(), tastes)
+        for step in self.talking.blank_steps() if self.talks else ():
+            nothing, tastes = torch.zeros_like(step.rows), Tastes.of([Taste()] * len(step.rows), self.device)
+            width, codes = self.talker.get_input_embeddings().weight.shape[::-1]
+            heard = torch.zeros(len(step.rows), width, dtype=self.dtype, device=self.device)
+            seen = torch.zeros(len(step.rows), codes, dtype=torch.bool, device=self.device)
+            chances = torch.zeros(len(step.rows), self.chances_a_frame, device=self.device)
+            self._run_talker(step, heard, nothing, seen, chances, tastes)
+
+    def _run_thinker(
+        self, step: RowStep, tokens: torch.Tensor, places: torch.Tensor, chances: torch.Tensor, tastes: Tastes
+    ) -> tuple[torch.Tensor, ...]:
+        """All of the batch (b): the next tokens and the cues (b, width)."""
+
+        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rows, starts, token, place, chance, *taste = inputs
+            logits, cues = self._think(token, place, step.reading(rows, starts))
+            return choose(logits, chance, Tastes(*taste)), cues
+
+        inputs = (step.rows, step.starts, tokens, places, chances, *tastes.tensors)
+        return self.recorder.run("thinker", step.shape, compute, *inputs)
+
+    def _run_talker(
+        self,
+        step: RowStep,
+        heard: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        chances: torch.Tensor,
+        tastes: Tastes,
+    ) -> tuple[torch.Tensor, ...]:
+        """All of the batch (b): frames, carries and codes seen."""
+
+        def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rows, starts, told, place, known, chance, *taste = inputs
+            return self._talk(told, place, known, chance, Tastes(*taste), step.reading(rows, starts))
+
+        inputs = (step.rows, step.starts, heard, places, seen, chances, *tastes.tensors)
+        return self.recorder.run("talker", step.shape, compute, *inputs)
 
     @abstractmethod
     def open_mouth(self, context: Context, speaker: str, dice: Dice, taste: Taste) -> Mouth:
@@ -292,16 +275,6 @@ class OmniModel(ABC):
         logits = penalise(logits.float(), seen, tastes.repetition_penalty).masked_fill(suppressed, -float("inf"))
         codes = choose(logits, chance, tastes)
         return codes, seen.scatter(1, codes[:, None], True)
-
-
-def decode_places(places: torch.Tensor) -> torch.Tensor:
-    """Positions (b) of one token each as the models want them, (3, b, 1)."""
-    return places[None, :, None].expand(3, -1, 1)
-
-
-def prompt_places(start: int, count: int, device: torch.device) -> torch.Tensor:
-    """Positions of `count` tokens of text from `start` on, (3, 1, count)."""
-    return positions.linear(start, count)[:, None].to(device)
 
 
 def _taste_of(model: Any) -> Taste:

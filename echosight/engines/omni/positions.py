@@ -24,3 +24,13 @@ def picture(start: int, height: int, width: int) -> torch.Tensor:
     before = torch.full((3, 1), start)
     after = torch.full((3, 1), int(body.max()) + 1)
     return torch.cat([before, body, after], 1)
+
+
+def decode_places(places: torch.Tensor) -> torch.Tensor:
+    """Positions (b) of one token each as the models want them, (3, b, 1)."""
+    return places[None, :, None].expand(3, -1, 1)
+
+
+def prompt_places(start: int, count: int, device: torch.device) -> torch.Tensor:
+    """Positions of `count` tokens of text from `start` on, (3, 1, count)."""
+    return linear(start, count)[:, None].to(device)

@@ -10,9 +10,11 @@ import torch
 from echosight.engines.omni.context import Context, Segment
 from echosight.engines.omni.dit import Speaker, WindowedVocoder
 from echosight.engines.omni.graphs import Recorder
-from echosight.engines.omni.model import Limits, Mouth, OmniModel, decode_places, prompt_places
+from echosight.engines.omni.model import OmniModel
+from echosight.engines.omni.positions import decode_places, prompt_places
 from echosight.engines.omni.rows import RowStep, trim
 from echosight.engines.omni.sampling import Dice, Taste, Tastes
+from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import Vocoder
 
 
@@ -42,6 +44,11 @@ class Qwen2_5Omni(OmniModel):
             self.codec_ends = frozenset({talker.codec_eos_token, talker.codec_pad_token})
             self._suppressed = torch.zeros(talker.codebook_size, dtype=torch.bool, device=self.device)
             self._suppressed[talker.codec_bos_token] = True
+            # Codes that the vocoder does not know.
+            self._suppressed[model.config.token2wav_config.dit_config.num_embeds :] = True
+            self._suppressed[list(self.codec_ends)] = False
+            # Upstream computes it in full precision too.
+            model.token2wav.float()
             self._voices: dict[str, Speaker] = {}
 
     def prefill(self, context: Context, segments: Sequence[Segment]) -> torch.Tensor:

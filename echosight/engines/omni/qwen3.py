@@ -10,9 +10,11 @@ from transformers import DynamicCache
 
 from echosight.engines.omni.context import Context, Segment
 from echosight.engines.omni.graphs import Recorder
-from echosight.engines.omni.model import Limits, Mouth, OmniModel, decode_places, prompt_places
+from echosight.engines.omni.model import OmniModel
+from echosight.engines.omni.positions import decode_places, prompt_places
 from echosight.engines.omni.rows import RowStep, trim
 from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose
+from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import CausalVocoder, Vocoder
 
 SUPPRESSED = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,9 @@ import torch
 T = TypeVar("T")
 
 LENGTH_STEP = 256
-"""Rows are attended up to a multiple of this many tokens, so few shapes (and few CUDA graphs) occur."""
+"""Rows grow, and are attended, by this many tokens at a time."""
+FIRST_LENGTH = 512
+"""Fixed rows are attended up to this many tokens or twice, four times… as many: few lengths, so few CUDA graphs."""
 
 
 class Rows:
@@ -89,7 +91,7 @@ class Rows:
         a place that their next real token overwrites.
         """
         rows = [self.row_of(owner) for owner in owners]
-        taking_part = list(range(self._bucket(len(self)))) if self.fixed else rows
+        taking_part = list(range(self._row_bucket(len(self)))) if self.fixed else rows
         starts = [self.lengths[row] if row < len(self) else 0 for row in taking_part]
         reach = max(self.lengths[row] for row in rows) + 1
         self._reserve(len(self), reach)
@@ -98,11 +100,23 @@ class Rows:
         index = torch.tensor(taking_part, device=self._device)
         places = rows if self.fixed else list(range(len(rows)))
         leading = taking_part == list(range(len(taking_part)))
-        return RowStep(self, index, torch.tensor(starts, device=self._device), _rounded(reach), places, leading)
+        limit = self._length_bucket(reach) if self.fixed else _rounded(reach)
+        return RowStep(self, index, torch.tensor(starts, device=self._device), limit, places, leading)
 
-    def _bucket(self, rows: int) -> int:
+    def blank_steps(self) -> Iterator[RowStep]:
+        """A step of every shape that fixed rows can take, to record graphs with while no answer is here."""
+        for rows in sorted({self._row_bucket(n + 1) for n in range(self._limits[0])}):
+            index = torch.arange(rows, device=self._device)
+            for limit in sorted({self._length_bucket(n) for n in range(1, self._limits[1] + 1, LENGTH_STEP)}):
+                yield RowStep(self, index, torch.zeros_like(index), limit, [], True)
+
+    def _row_bucket(self, rows: int) -> int:
         """The next power of two, so that few graphs serve any number of answers."""
         return min(1 << (rows - 1).bit_length(), self._limits[0])
+
+    def _length_bucket(self, length: int) -> int:
+        doublings = max(0, (-(-length // FIRST_LENGTH) - 1).bit_length())
+        return min(FIRST_LENGTH << doublings, self._limits[1])
 
     def _allocate(self, rows: int, length: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         def store() -> list[torch.Tensor]:
@@ -156,6 +170,10 @@ class RowStep:
         for place, value in zip(self.places, values, strict=True):
             placed[place] = value
         return placed
+
+    def owners(self) -> list[int]:
+        """For each place in the batch, which of the step's owners is there; the first where nobody is."""
+        return self.place(list(range(len(self.places))), 0)
 
     def reading(self, rows: torch.Tensor, starts: torch.Tensor) -> RowStep:
         """The same step with its rows in other tensors: those a CUDA graph was recorded with."""

@@ -25,6 +25,11 @@ class Stage:
         self._answering: set[str] = set()
         self._aside = SideStream(model.device)
 
+    def warm_up(self) -> None:
+        """Have everything recorded that an answer would otherwise stop for."""
+        with torch.inference_mode():
+            self.model.record_steps()
+
     def follow(self, view: View) -> int:
         """Compute what can be computed of the user's open turn; samples of it with which there is more to compute."""
         with torch.inference_mode():

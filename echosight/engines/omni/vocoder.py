@@ -33,7 +33,7 @@ class SideStream:
             return [Samples(piece, None) for piece in work()]
         self._stream.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(self._stream):
-            pieces = [piece.to("cpu", non_blocking=True) for piece in work()]
+            pieces = [_copy_to_host(piece) for piece in work()]
             event = self._cuda.Event()
             event.record()
         return [Samples(piece, event) for piece in pieces]
@@ -57,6 +57,30 @@ class Samples:
         scaled = np.rint(self._samples.float().cpu().numpy() * 32767.0)
         pcm: bytes = np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
         return pcm
+
+
+def _copy_to_host(piece: torch.Tensor) -> torch.Tensor:
+    """Into pinned memory: any other copy would make this thread wait for the stream."""
+    return torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True).copy_(piece, non_blocking=True)
+
+
+def decode(code2wav: Any, codes: torch.Tensor) -> torch.Tensor:
+    """Samples (n) of `codes` (1, codebooks, frames): `Qwen3OmniMoeCode2Wav.forward`, with a mask made there."""
+    hidden = code2wav.code_embedding(codes + code2wav.code_offset).mean(1)
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    behind = place[:, None] - place
+    window = (behind >= 0) & (behind < code2wav.config.sliding_window)
+    hidden = code2wav.pre_transformer(
+        inputs_embeds=hidden,
+        attention_mask={"sliding_attention": window[None, None], "full_attention": (behind >= 0)[None, None]},
+    ).last_hidden_state.permute(0, 2, 1)
+    for blocks in code2wav.upsample:
+        for block in blocks:
+            hidden = block(hidden)
+    for block in code2wav.decoder:
+        hidden = block(hidden)
+    samples: torch.Tensor = hidden.clamp(-1, 1)[0, 0]
+    return samples
 
 
 class CausalVocoder:
@@ -87,7 +111,7 @@ class CausalVocoder:
             start = max(0, self._decoded - self._context)
             codes = torch.tensor(frames[start:end], device=self._device).T[None]
             key = tuple(codes.shape) if regular else None
-            (samples,) = self._recorder.run("code2wav", key, lambda c: (self._model(c)[0, 0],), codes)
+            (samples,) = self._recorder.run("code2wav", key, lambda c: (decode(self._model, c),), codes)
             offset = start * self._samples_a_frame
             pieces.append(samples[self._emitted - offset :])
             self._emitted = offset + len(samples)

@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def loaded(folders: dict[str, Path], kind: str) -> Any:
     from echosight.engines.omni.load import read_model
-    from echosight.engines.omni.model import Limits
+    from echosight.engines.omni.state import Limits
 
     limits = Limits(context=4096, answers=4, frames=48)
     return read_model(folders[kind], kind, "cpu", "float32", limits)

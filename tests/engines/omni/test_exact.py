@@ -16,6 +16,7 @@ from transformers import AutoFeatureExtractor
 from echosight.conversation import ImagePart, Item, Part, TextPart
 from echosight.engines import Piece, TextPiece
 from echosight.engines.omni.memory import Memory, View
+from echosight.engines.omni.rows import Rows
 from echosight.engines.omni.sampling import Taste
 from echosight.engines.omni.stage import Stage
 from echosight.errors import EngineFailure
@@ -242,6 +243,18 @@ def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any) -> None:
         lone = Stage(model, 1, 256)
         ask(lone, seen, wishes[views.index(seen)])
         assert (again - first_logits(lone._memories[seen.id], after)).abs().max() <= CLOSE
+
+
+def test_rows_as_a_gpu_has_them_decode_the_same(stage: Stage, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = [view(FIRST, name="a"), view(SECOND, name="b"), view(user("t", TextPart("hello")), name="c")]
+    alone = [ask(stage, seen, wish(model, 4 + n)) for n, seen in enumerate(views)]
+    for name, layout in (("thinking", model.thinker.config.text_config), ("talking", model._talker_layout())):
+        fixed = Rows("cpu", torch.float32, layout, rows=4, length=700, fixed=True)
+        monkeypatch.setattr(model, name, fixed)
+    stage.warm_up()
+    begun = [(seen.id, stage.begin(seen, wish(model, 4 + n))) for n, seen in enumerate(views)]
+    for solo, joint in zip(alone, run(stage, *begun), strict=True):
+        assert (joint.text, joint.frames) == (solo.text, solo.frames)
 
 
 def test_speech_starts_before_the_text_ends(stage: Stage, model: Any) -> None:
