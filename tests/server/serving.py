@@ -56,10 +56,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, **env: str) -> Iterator[Server]:
+def running(folder: Path, *flags: str, program: Path = ROOT / "model_server.py", **env: str) -> Iterator[Server]:
     """Start `model_server.py` with these flags and wait until it is healthy; stop it at the end."""
     port = free_port()
-    command = [sys.executable, str(ROOT / "model_server.py"), "--port", str(port), *flags]
+    command = [sys.executable, str(program), "--port", str(port), *flags]
     log = folder / f"server-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What every client of the Realtime protocol must be able to do. Standard library only: clients bring their own Python."""
+"""What every client of the Realtime protocol must be able to do. Standard library only: each brings its own Python."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ Event = dict[str, Any]
 PIECE = 4_800
 SILENCE = bytes(48_000 * 2)
 STORY = "Tell a long story."
-PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAIAAAACUFjqAAAAEklEQVR4nGP4z8CAB+GTG8HSALfKY52fTcuYAAAAAElFTkSuQmCC"
-)
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAIAAAACUFjqAAAAEklEQVR4nGP4z8CAB+GTG8HSALfKY52fTcuYAAAAAElFTkSuQmCC"
 TOOL = {
     "type": "function",
     "name": "get_weather",

@@ -1,4 +1,4 @@
-"""The real server with its real ears and voice, but a chat that calls functions and, when asked to, tells long stories."""
+"""The real server with its real ears and voice, but a chat that calls functions and tells long stories."""
 
 from __future__ import annotations
 
