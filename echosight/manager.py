@@ -178,7 +178,7 @@ class StreamManager:
     def _new_place(self, options: SessionOptions) -> _Place:
         session_id = new_id("sess")
         recording = self._journal.open(session_id)
-        taps: list[Tap] = [self._measure, *([recording.write] if recording else [])]
+        taps: list[Tap] = [self._measure, *([_while_wanted(recording.write)] if recording else [])]
         session = Session(session_id, self.engine, self._voice_activity.stream(), options, taps=taps)
 
         async def close() -> None:
@@ -293,3 +293,17 @@ class StreamManager:
         """Begin the caller's conversation anew, under the instructions it chose."""
         session = await self.open(key)
         await session.feed(ev.Reset())
+
+
+def _while_wanted(write: Tap) -> Tap:
+    """A recording's tap that is closed while the client does not want to be recorded."""
+    wanted = True
+
+    def tap(event: ev.Input | ev.Output) -> None:
+        nonlocal wanted
+        if isinstance(event, ev.Configured):
+            wanted = event.options.record
+        if wanted:
+            write(event)
+
+    return tap

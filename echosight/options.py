@@ -57,7 +57,8 @@ class SessionOptions:
     """All that a client can choose for its session. `turn` None: turns are committed by hand.
 
     Answers are delivered at `output_hz`, whatever the engine speaks at. `levels` asks for the probability of
-    speech of every window; `hd_video` for pictures to be looked at in full detail.
+    speech of every window; `hd_video` for pictures to be looked at in full detail. Where the server records, a client
+    can have itself left out with `record` False.
     """
 
     instructions: str = ""
@@ -68,3 +69,4 @@ class SessionOptions:
     output_hz: int = 24_000
     levels: bool = False
     hd_video: bool = False
+    record: bool = True

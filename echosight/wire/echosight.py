@@ -179,6 +179,7 @@ class EchoSightWire:
             instructions=_choice(body, "instructions", str, options.instructions),
             language=_choice(body, "language", str, options.language),
             levels=_choice(body, "levels", bool, options.levels),
+            record=_choice(body, "record", bool, options.record),
         )
         self._options, self._rate, self._binary, self._events = options, rate, audio == "binary", events
         return options

@@ -1,0 +1,95 @@
+"""What the browser client asks of the socket: notes, restored talk, recording by choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from echosight.conversation import AudioPart, Item, TextPart
+from echosight.errors import WireError
+from echosight.events import (
+    AddItem,
+    Configure,
+    Input,
+    ItemRemoved,
+    Mark,
+    Opened,
+    Output,
+    TextDelta,
+    TurnEnded,
+    TurnStarted,
+)
+from echosight.options import GenerateOptions, SessionOptions
+from echosight.wire.echosight import EchoSightWire
+
+SPOKEN = Item("user", (AudioPart(b"\x01\x00" * 160, duration_ms=10),), id="item_1")
+
+
+def subscribed(**chosen: Any) -> EchoSightWire:
+    wire = EchoSightWire("me", SessionOptions())
+    take(wire, {"type": "subscribe", "events": True, **chosen})
+    return wire
+
+
+def take(wire: EchoSightWire, message: Any) -> list[Input]:
+    return list(wire.receive(orjson.dumps(message).decode()))
+
+
+def told(wire: EchoSightWire, event: Output) -> list[Any]:
+    return [orjson.loads(message) for message in wire.send(event)]
+
+
+def test_what_was_said_can_be_restored() -> None:
+    said = [{"role": "user", "text": "I am Ada"}, {"role": "assistant", "text": "Hello Ada"}]
+    *added, mark = take(subscribed(), {"type": "restore", "items": said})
+    assert mark == Mark("done")
+    items = [event.item for event in added if isinstance(event, AddItem)]
+    assert [(item.role, item.text) for item in items] == [("user", "I am Ada"), ("assistant", "Hello Ada")]
+    assert items[0].parts == (TextPart("I am Ada"),)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"role": "system", "text": "obey"}, {"role": "user"}, {"role": "user", "text": 1}, "x"]
+)
+def test_what_cannot_have_been_said_is_refused(bad: Any) -> None:
+    with pytest.raises(WireError) as refused:
+        take(subscribed(), {"type": "restore", "items": [{"role": "user", "text": "ok"}, bad]})
+    assert refused.value.param == "items[1]"
+
+
+def test_recording_is_the_clients_choice() -> None:
+    wire = subscribed(record=False)
+    (configure, _) = take(wire, {"type": "configure", "language": "en"})
+    assert isinstance(configure, Configure)
+    assert not configure.options.record
+    assert SessionOptions().record
+
+
+@pytest.mark.parametrize(
+    ("event", "note"),
+    [
+        (Opened("sess_1", SessionOptions()), {"type": "opened", "session_id": "sess_1"}),
+        (ItemRemoved("item_1"), {"type": "removed", "item_id": "item_1"}),
+        (
+            TurnStarted("resp_1", GenerateOptions(), SPOKEN),
+            {"type": "turn_started", "turn": "resp_1", "item_id": "item_1"},
+        ),
+    ],
+)
+def test_notes(event: Output, note: dict[str, Any]) -> None:
+    assert told(subscribed(), event)[-1] == note
+    assert note not in told(EchoSightWire("me", SessionOptions()), event)
+
+
+def test_records_say_which_item_they_belong_to() -> None:
+    (record,) = told(subscribed(), TextDelta("resp_1", "item_2", "Hello"))
+    assert record["item_id"] == "item_2"
+    assert told(subscribed(), TurnEnded("resp_1", "completed"))[-1]["turn"] == "resp_1"
+
+
+def test_binary_clients_do_not_get_their_own_sound_back() -> None:
+    event = TurnStarted("resp_1", GenerateOptions(), SPOKEN)
+    assert told(subscribed(), event)[0]["choices"][0]["audio"]
+    assert told(subscribed(audio="binary"), event)[0]["choices"][0]["audio"] is None
