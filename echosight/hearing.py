@@ -64,6 +64,7 @@ class Hearing:
         turn = self._conversation.open
         if turn is not None and not self.answering and self._early is None:
             self._early = asyncio.create_task(self._engine.settle(self._conversation, turn))
+            self._early.add_done_callback(_hear_out)
 
     def commit(self) -> Item:
         """Close the open turn and put it into the conversation. Its transcript follows when it is known."""
@@ -72,17 +73,15 @@ class Hearing:
         self._waiting.clear()
         item = turn.close()
         self._conversation.add(item)
-        self.understand(turn)
+        early, self._early = self._early, None
+        self.understand(turn, early)
         return item
 
-    def understand(self, turn: OpenTurn) -> None:
-        """Have the speech of a closed turn transcribed."""
-        early, self._early = self._early, None
+    def understand(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None = None) -> None:
+        """Have the speech of a closed turn transcribed, if that was not begun `early`. Turns are told of in order."""
         if turn.duration_ms:
-            work = self._transcribe(turn, early)
+            work = self._transcribe(turn, early, next(reversed(self._transcripts.values()), None))
             self._transcripts[turn.id] = asyncio.create_task(work, name=f"transcript of {turn.id}")
-        elif early is not None:
-            early.cancel()
 
     async def understood(self) -> None:
         """Wait until all closed turns are transcribed. Raises what went wrong with one of them."""
@@ -119,15 +118,23 @@ class Hearing:
             self._partial = partial
             self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
 
-    async def _transcribe(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None) -> None:
+    async def _transcribe(
+        self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None, earlier: asyncio.Task[None] | None
+    ) -> None:
+        failure: EchoSightError | None = None
+        transcript: Transcript | None = None
         try:
             transcript = await (early or self._engine.settle(self._conversation, turn))
-        except Exception as error:
-            if not isinstance(error, EchoSightError):
-                log.exception("transcribing %s failed", turn.id)
-                error = EngineFailure("The speech could not be transcribed")
-            self._announce(NotUnderstood(turn.id, error.code, error.message))
-            raise error from None
+        except EchoSightError as error:
+            failure = error
+        except Exception:
+            log.exception("transcribing %s failed", turn.id)
+            failure = EngineFailure("The speech could not be transcribed")
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        if failure is not None:
+            self._announce(NotUnderstood(turn.id, failure.code, failure.message))
+            raise failure
         if transcript is not None:
             self._conversation.transcribed(turn.id, transcript.text)
             self._announce(Heard(turn.id, transcript, turn.duration_ms))
@@ -136,6 +143,12 @@ class Hearing:
         if self._early is not None:
             self._early.cancel()
             self._early = None
+
+
+def _hear_out(guess: asyncio.Task[Transcript | None]) -> None:
+    """What a guess failed of matters only if it is asked for."""
+    if not guess.cancelled():
+        guess.exception()
 
 
 def speech(pcm: bytes) -> AudioPart:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from echosight.conversation import AudioPart, ImagePart, Item, TextPart
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, TextPart
 from echosight.engines import CallPiece, Summary, TextPiece
 from echosight.engines.fake import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
@@ -40,7 +40,7 @@ from echosight.events import (
     TurnEnded,
     TurnStarted,
 )
-from echosight.media import ImageFrame
+from echosight.media import ImageFrame, Transcript
 from echosight.options import SessionOptions, TurnOptions
 from tests.rig import bench, loud, pieces_of, quiet
 
@@ -236,6 +236,30 @@ async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
         await b.turn()
         await b.turn()
         assert [h.transcript.text for h in b.of(Heard) if h.transcript.final] == ["first", "second"]
+
+
+async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
+    class Slow(FakeEngine):
+        async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+            transcript = await super().settle(conversation, turn)
+            for _ in range(100 if len(self.settled) == 1 else 0):
+                await asyncio.sleep(0)
+            return transcript
+
+    async with bench(Slow(transcripts=["first", "second"]), **BY_HAND) as b:
+        await b.feed(loud(200), Commit(), loud(200), Commit(), Respond())
+        await b.turn()
+        assert [h.transcript.text for h in b.of(Heard) if h.transcript.final] == ["first", "second"]
+
+
+async def test_a_guess_belongs_to_its_own_turn() -> None:
+    async with bench(FakeEngine(transcripts=["spoken", "added"])) as b:
+        await b.feed(loud(320), quiet(256))
+        await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),), "mine")))
+        await b.feed(quiet(640))
+        await b.turn()
+        assert sorted(i.text for i in b.session.conversation.items if i.role == "user") == ["added", "spoken"]
+        assert b.session.conversation.items[0].text == "added"
 
 
 async def test_turns_by_hand() -> None:
