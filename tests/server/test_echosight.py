@@ -116,13 +116,13 @@ async def test_an_answer_remembers_the_turn_before(server: Server, spoken: Audio
     assert "Ada" in answer.text
 
 
-async def test_speaking_over_the_answer_stops_it(server: Server, spoken: AudioChunk) -> None:
+async def test_speaking_over_the_answer_stops_it(server: Server, spoken: AudioChunk, flite: Flite) -> None:
     async with subscribed(server.ws, "barge") as socket:
         await send_sound(socket, spoken)
         seen: list[Record] = []
         while not any(r.get("words") for r in seen):
             seen.append(orjson.loads(await socket.recv()))
-        await send_sound(socket, spoken)
+        await send_sound(socket, joined(flite("seven of clubs"), silence(0.8)))
         ended = await until(socket, "waterfall", seen)
         assert ended["outcome"] == "cancelled"
         notes = [r.get("type") or r["choices"][0]["finish_reason"] for r in seen if r.get("choices") or r.get("type")]
