@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from echosight.audio import Resampler
+from echosight.finished import sounds_finished
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import TurnOptions
 from echosight.turns import Signal, TurnDetector, VoiceStream
@@ -25,6 +27,7 @@ class Ear:
     def __init__(self, voice: VoiceStream, options: TurnOptions) -> None:
         self._voice = voice
         self._detector = TurnDetector(options)
+        self._options = options
         self._resampler: Resampler | None = None
         self._rate = 0
         self._loose = bytearray()
@@ -41,10 +44,17 @@ class Ear:
 
     @property
     def options(self) -> TurnOptions:
-        return self._detector.options
+        return self._options
 
     @options.setter
     def options(self, options: TurnOptions) -> None:
+        self._options = self._detector.options = options
+
+    def consider(self, text: str) -> None:
+        """What the speaker has said before this pause decides how much silence ends the turn."""
+        options = self._options
+        if options.patience_ms and not sounds_finished(text):
+            options = replace(options, silence_ms=options.patience_ms)
         self._detector.options = options
 
     def resample(self, chunk: AudioChunk) -> bytes:

@@ -172,6 +172,15 @@ class SpeechStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class SilenceTimedOut:
+    """The user has said nothing from sample `start` to sample `end`; the silence becomes a turn of its own."""
+
+    item_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class InputCleared:
     pass
 
@@ -350,8 +359,8 @@ class Failure:
 
 
 Output = (
-    Opened | Configured | Marked | SpeechStarted | SpeechStopped | InputCleared | InputCommitted | Heard
-    | NotUnderstood | Level | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
+    Opened | Configured | Marked | SpeechStarted | SpeechStopped | SilenceTimedOut | InputCleared | InputCommitted
+    | Heard | NotUnderstood | Level | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
     | TurnStarted | TextDelta | SpeechDelta | ToolCallDelta | TurnEnded | Failure
 )  # fmt: skip
 

@@ -59,11 +59,18 @@ class Hearing:
         for part in waiting:
             await self._prefill(turn, part)
 
-    def guess(self) -> None:
-        """The user pauses: have the transcript finished, in case this is the end of the turn."""
+    def guess(self, then: Callable[[str], None] | None = None) -> None:
+        """The user pauses: have the transcript finished, in case this is the end of the turn.
+
+        `then` is told what was understood so far, and again what the finished transcript says.
+        """
+        if then is not None:
+            then(self._partial)
         turn = self._conversation.open
         if turn is not None and not self.answering and self._early is None:
             self._early = asyncio.create_task(self._engine.settle(self._conversation, turn))
+            if then is not None:
+                self._early.add_done_callback(lambda early: _tell(early, then))
             self._early.add_done_callback(_hear_out)
 
     def commit(self) -> Item:
@@ -149,6 +156,11 @@ def _hear_out(guess: asyncio.Task[Transcript | None]) -> None:
     """What a guess failed of matters only if it is asked for."""
     if not guess.cancelled():
         guess.exception()
+
+
+def _tell(early: asyncio.Task[Transcript | None], then: Callable[[str], None]) -> None:
+    if not early.cancelled() and early.exception() is None and (transcript := early.result()) is not None:
+        then(transcript.text)
 
 
 def speech(pcm: bytes) -> AudioPart:

@@ -18,7 +18,7 @@ from echosight.edits import Edits
 from echosight.engines import Engine
 from echosight.errors import EchoSightError, InputError
 from echosight.hearing import Hearing, speech
-from echosight.media import AudioChunk, ImageFrame
+from echosight.media import HEARD_HZ, AudioChunk, ImageFrame
 from echosight.options import GenerateOptions, SessionOptions, TurnOptions
 from echosight.outbox import Outbox
 from echosight.turns import Signal, SpeechBegan, SpeechEnded, SpeechPaused, SpeechResumed, VoiceStream
@@ -69,6 +69,7 @@ class Session:
         self._paused = False
         self._glimpse: ImageFrame | None = None
         self._speech_end: float | None = None
+        self._quiet_since = 0
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
         self._answers = Answers()
@@ -159,6 +160,21 @@ class Session:
                 await self._signal(signal)
             if self._ear.speaking and not self._paused:
                 await self._hearing.add(speech(self._ear.take()))
+            await self._mind_silence()
+
+    async def _mind_silence(self) -> None:
+        """With an idle time, a user who has not spoken since the last answer was played is answered all the same."""
+        position, idle_ms = self._ear.position, self._ear.options.idle_ms
+        answer = self._answers.latest
+        idle = answer is not None and not (self._ear.speaking or self.answering or answer.ledger.playing(self._clock()))
+        if idle_ms is None or not idle:
+            self._quiet_since = position
+        elif position - self._quiet_since >= idle_ms * HEARD_HZ // 1000:
+            start, self._quiet_since = self._quiet_since, position
+            self._announce(ev.SilenceTimedOut(self._hearing.turn.id, start, position))
+            await self._hearing.add(speech(self._ear.take()))
+            self._commit()
+            self._begin(ev.Respond())
 
     async def _signal(self, signal: Signal) -> None:
         match signal:
@@ -167,7 +183,7 @@ class Session:
             case SpeechPaused():
                 await self._hearing.add(speech(self._ear.take()))
                 self._paused = True
-                self._hearing.guess()
+                self._hearing.guess(self._ear.consider)
             case SpeechResumed():
                 self._paused = False
             case SpeechEnded(at):

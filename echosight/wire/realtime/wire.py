@@ -269,6 +269,9 @@ class RealtimeWire:
                 yield {"type": f"{buffer}.speech_started", "audio_start_ms": at // _PER_MS, "item_id": item_id}
             case ev.SpeechStopped(item_id, at):
                 yield {"type": f"{buffer}.speech_stopped", "audio_end_ms": at // _PER_MS, "item_id": item_id}
+            case ev.SilenceTimedOut(item_id, start, end):
+                span = {"audio_start_ms": start // _PER_MS, "audio_end_ms": end // _PER_MS}
+                yield {"type": f"{buffer}.timeout_triggered", **span, "item_id": item_id}
             case ev.InputCommitted(item_id, previous):
                 yield {"type": f"{buffer}.committed", "previous_item_id": previous, "item_id": item_id}
             case ev.InputCleared():
