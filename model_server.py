@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -29,6 +30,9 @@ from echosight.routes import realtime, system, web
 from echosight.settings import Settings
 from echosight.turns import VoiceActivity
 from vad_utils import SileroVADModel
+
+if TYPE_CHECKING:
+    from echosight.https import Certificate
 
 __all__ = ["StreamManager", "create_app", "main"]
 
@@ -85,10 +89,27 @@ async def defer(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-def greeting(settings: Settings, engine: str) -> str:
+def where(settings: Settings) -> tuple[str, str, Certificate | None]:
+    """The server's address, how phones get there, and the certificate that it serves with."""
+    if not settings.https:
+        host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host
+        return f"http://{host}:{settings.port}", "", None
+    from echosight import https  # large, and few need it
+
+    names = https.names_of(settings.host)
+    at = f"https://{names[0]}:{settings.port}"
+    warning = "" if settings.api_tokens else "\n  Without API_TOKENS everybody in your network may use it."
+    phone = f"""
+{https.qr_code(f"{at}/")}
+
+  A phone in your network opens this. It warns once: the certificate is this machine's own.{warning}
+
+"""
+    return at, phone, https.certificate(https.own_folder(), names)
+
+
+def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
     """What whoever starts the server wants to know, on one screen."""
-    host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host
-    at = f"{host}:{settings.port}"
     model = (
         ""
         if settings.model
@@ -100,12 +121,12 @@ def greeting(settings: Settings, engine: str) -> str:
     return f"""
   EchoSight {__version__} answers with: {engine}{model}
 
-  Browser    http://{at}/
-  Terminal   uv run python -m echosight.say hello.wav --url http://{at}
+  Browser    {at}/
+{phone}  Terminal   uv run python -m echosight.say hello.wav --url {at}
   curl       curl -N -H 'uid: me' -H 'Content-Type: application/json' -d @request.json {at}/completions
-  Realtime   ws://{at}/v1/realtime   (any OpenAI Realtime client)
+  Realtime   ws{at.removeprefix("http")}/v1/realtime   (any OpenAI Realtime client)
 {token}
-  API at http://{at}/docs · health at /health · stop with Ctrl+C
+  API at {at}/docs · health at /health · stop with Ctrl+C
 """
 
 
@@ -115,9 +136,12 @@ def main() -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         app = create_app(settings)
+        at, phone, own = where(settings)
     except SetupError as error:
         sys.exit(f"model_server.py: {error.message}")
-    print(greeting(settings, app.state.manager.engine.name), flush=True)
+    except OSError as error:
+        sys.exit(f"model_server.py: the certificate cannot be kept: {error}")
+    print(greeting(settings, app.state.manager.engine.name, at, phone), flush=True)
     uvicorn.run(
         app,
         host=settings.host,
@@ -125,6 +149,8 @@ def main() -> None:
         log_level=settings.log_level if settings.log_level == "debug" else "warning",
         ws_max_size=settings.max_message_bytes,
         timeout_graceful_shutdown=3,
+        ssl_certfile=own.certificate if own else None,
+        ssl_keyfile=own.key if own else None,
     )
 
 

@@ -37,8 +37,8 @@ def _own(variable: str, description: str, default: Any = "") -> Any:
     return Field(default=default, validation_alias=variable, description=description)
 
 
-def _loopback_unless_guarded(known: dict[str, Any]) -> str:
-    return "0.0.0.0" if known.get("api_tokens") else "127.0.0.1"
+def _loopback_unless_asked(known: dict[str, Any]) -> str:
+    return "0.0.0.0" if known.get("api_tokens") or known.get("https") else "127.0.0.1"
 
 
 class Settings(BaseSettings):
@@ -57,9 +57,12 @@ class Settings(BaseSettings):
     server_name: str = Field(
         default="EchoSight", min_length=1, validation_alias="SERVER_NAME", description="what the server calls itself"
     )
+    https: bool = Field(
+        default=False, description="serve https with a certificate of its own, so that phones may use their camera"
+    )
     host: str = Field(
-        default_factory=_loopback_unless_guarded,
-        description="address to listen at (default: 127.0.0.1, or 0.0.0.0 where API_TOKENS are set)",
+        default_factory=_loopback_unless_asked,
+        description="address to listen at (default: 127.0.0.1, or 0.0.0.0 with API_TOKENS or --https)",
     )
     port: int = Field(default=32550, ge=0, le=65535, description="port to listen at")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_commas)] = Field(
