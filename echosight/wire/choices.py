@@ -81,7 +81,9 @@ def _patience(eagerness: Any, param: str) -> dict[str, int]:
     name = "medium" if eagerness in ("auto", None) else eagerness
     if name not in EAGERNESS:
         supported = ", ".join(f"'{known}'" for known in (*EAGERNESS, "auto"))
-        raise WireError(f"Invalid value: '{eagerness}'. Supported values are: {supported}.", param=param)
+        raise WireError(
+            f"Invalid value: '{eagerness}'. Supported values are: {supported}.", code="invalid_value", param=param
+        )
     silence_ms, patience_ms = EAGERNESS[name]
     return {"silence_ms": silence_ms, "patience_ms": patience_ms}
 
@@ -90,5 +92,5 @@ def _number(value: Any, low: float, high: float, param: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise WireError(f"{param} must be a number", code="invalid_type", param=param)
     if not low <= value <= high:
-        raise WireError(f"{param} must be between {low:g} and {high:g}", param=param)
+        raise WireError(f"{param} must be between {low:g} and {high:g}", code="invalid_value", param=param)
     return value

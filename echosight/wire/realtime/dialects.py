@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echosight.errors import WireError
+from echosight.wire.realtime.fields import invalid
 
 Json = dict[str, Any]
 
@@ -182,13 +183,13 @@ def _read(name: str, value: Any, param: str) -> Any:
     if name.endswith("_format") and value is not None:
         if value not in FORMATS:
             supported = ", ".join(f"'{known}'" for known in FORMATS)
-            raise WireError(f"Invalid value: '{value}'. Supported values are: {supported}.", param=param)
+            raise invalid(f"Invalid value: '{value}'. Supported values are: {supported}.", param)
         return FORMATS[value]
     if name == "turn_detection" and isinstance(value, dict) and value.get("type") == "none":
         return None
     if name == "modalities":
         if not isinstance(value, list) or not value or not set(map(str, value)) <= {"text", "audio"}:
-            raise WireError(f"Invalid value for '{param}': expected ['text'] or ['text', 'audio'].", param=param)
+            raise invalid(f"Invalid value for '{param}': expected ['text'] or ['text', 'audio'].", param)
         return ["audio"] if "audio" in value else ["text"]
     return value
 
@@ -197,5 +198,5 @@ def _temperature(value: Any, param: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
-        raise WireError(f"Invalid value for '{param}': expected a number between 0 and 2.", param=param)
+        raise invalid(f"Invalid value for '{param}': expected a number between 0 and 2.", param)
     return float(value)

@@ -12,6 +12,11 @@ from echosight.errors import WireError
 Json = dict[str, Any]
 
 
+def invalid(message: str, param: str) -> WireError:
+    """A value that makes no sense where it stands."""
+    return WireError(message, code="invalid_value", param=param)
+
+
 def error_event(failure: ev.Failure) -> Json:
     kind = "server_error" if failure.code.startswith("engine") else "invalid_request_error"
     error = {"type": kind, "code": failure.code, "message": failure.message, "param": failure.param}
@@ -25,7 +30,7 @@ def error_message(failure: ev.Failure) -> str:
 
 def required(body: Json, name: str) -> Any:
     if body.get(name) is None:
-        raise WireError(f"Missing required parameter: '{name}'.", code="missingrequired_parameter", param=name)
+        raise WireError(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
     return body[name]
 
 

@@ -15,6 +15,7 @@ from echosight.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.pictures import read_data_uri, read_image
 from echosight.wire.realtime import schema
+from echosight.wire.realtime.fields import invalid
 
 Json = dict[str, Any]
 
@@ -38,11 +39,11 @@ class Codec:
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise WireError(f"Invalid '{param}': expected base64.", param=param) from error
+            raise invalid(f"Invalid '{param}': expected base64.", param) from error
         if self.decode is not None:
             data = self.decode(data)
         elif len(data) % 2:
-            raise WireError(f"Invalid '{param}': PCM16 has two bytes a sample.", param=param)
+            raise invalid(f"Invalid '{param}': PCM16 has two bytes a sample.", param)
         return AudioChunk(data, self.rate)
 
     def write(self, chunk: AudioChunk) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from echosight.errors import WireError
 from echosight.options import GenerateOptions, SessionOptions, TurnOptions
 from echosight.wire.choices import turn_options
 from echosight.wire.realtime import schema
+from echosight.wire.realtime.fields import invalid
 from echosight.wire.realtime.items import codec_of
 
 Json = dict[str, Any]
@@ -150,7 +150,7 @@ def response_options(
     output = response.audio.output if response.audio and response.audio.output else schema.AudioOutput()
     if output.format is not None and output.format.type != session["audio"]["output"]["format"]["type"]:
         param = "response.audio.output.format"
-        raise WireError(f"Invalid value for '{param}': a session speaks in one format.", param=param)
+        raise invalid(f"Invalid value for '{param}': a session speaks in one format.", param)
     changes: Json = {}
     if response.instructions is not None:
         changes["instructions"] = response.instructions

@@ -16,7 +16,7 @@ from echosight.wire import Message
 from echosight.wire.content import read_json
 from echosight.wire.realtime import schema, session_object
 from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_param, flat_session, is_flat, nested
-from echosight.wire.realtime.fields import error_event, number_of, object_of, required, text_of
+from echosight.wire.realtime.fields import error_event, invalid, number_of, object_of, required, text_of
 from echosight.wire.realtime.items import codec_of, from_json, to_json
 from echosight.wire.realtime.log import SentLog
 from echosight.wire.realtime.replies import Reply
@@ -84,8 +84,7 @@ class RealtimeWire:
     @property
     def session(self) -> Json:
         """The session as this connection's client sees it."""
-        shown = session_object.shown(self._session)
-        return flat_session(self._session) if self._dialect.flat else shown
+        return flat_session(self._session) if self._dialect.flat else session_object.shown(self._session)
 
     def configure(self, session: Json, *, flat: bool = False) -> None:
         """Choose beforehand, as the session of an ephemeral key does; `flat`, in beta's words. Raises `WireError`."""
@@ -111,7 +110,7 @@ class RealtimeWire:
         kind = text_of(body, "type")
         if (receiver := self._receivers.get(kind)) is None:
             supported = ", ".join(f"'{name}'" for name in self._receivers if not name.startswith("transcription"))
-            raise WireError(f"Invalid value: '{kind}'. Supported values are: {supported}.", param="type")
+            raise invalid(f"Invalid value: '{kind}'. Supported values are: {supported}.", "type")
         return receiver(body)
 
     def _update(self, body: Json) -> Iterator[ev.Input]:
@@ -124,20 +123,18 @@ class RealtimeWire:
             merged = session_object.merge(self._session, patch, self._base.turn or TurnOptions())
             self._check_voice(merged)
             self._adopt(merged)
-        except WireError:
+        except WireError as error:
+            param = flat_param(error.param) if self._dialect.flat else error.param
             self._dialect, self._base, self._session = before
-            raise
+            raise WireError(error.message, code=error.code, param=param) from error
         self._decided = True
-        self._confirmations.append(self.session)
+        self._confirmations.append(self._told)
         yield ev.Configure(self.options)
 
     def _flat_patch(self, given: Json) -> Json:
         patch = nested(given, "session")
         temperature = patch.pop("temperature", None)
-        try:
-            patch = session_object.patch_of({"type": self._session["type"], **patch})
-        except WireError as error:
-            raise WireError(error.message, code=error.code, param=flat_param(error.param)) from error
+        patch = session_object.patch_of({"type": self._session["type"], **patch})
         return patch if temperature is None else {**patch, "temperature": temperature}
 
     def _adopt(self, session: Json) -> None:
@@ -201,7 +198,7 @@ class RealtimeWire:
             temperature = given.pop("temperature", None)
         response = schema.check(schema.Response, given, "response")
         if self._session["type"] == "transcription":
-            raise WireError("A transcription session makes no responses.", param="type")
+            raise invalid("A transcription session makes no responses.", "type")
         options = session_object.response_options(response, self._session, self.options.answer, self._terms.voices)
         if temperature is not None:
             options = replace(options, temperature=temperature)
@@ -244,7 +241,7 @@ class RealtimeWire:
                 self._session["id"] = session_id
                 yield {"type": "session.created", "session": self._introduction()}
             case ev.Configured():
-                session = self._confirmations.popleft() if self._confirmations else self.session
+                session = self._confirmations.popleft() if self._confirmations else self._told
                 yield {"type": "session.updated", "session": session}
             case ev.Failure():
                 yield error_event(event)
@@ -298,9 +295,12 @@ class RealtimeWire:
 
     def _introduction(self) -> Json:
         """Before the dialect is chosen, the session in both forms; clients pass over what they do not know."""
-        if self._decided:
-            return self.session
-        return {**flat_session(self._session), **self.session}
+        return self._told if self._decided else {**flat_session(self._session), **self._told}
+
+    @property
+    def _told(self) -> Json:
+        """The session before it is translated."""
+        return self._session if self._dialect.flat else session_object.shown(self._session)
 
     def _begin(self, event: ev.TurnStarted) -> Reply:
         output = self._session["audio"]["output"]

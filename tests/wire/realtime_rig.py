@@ -1,0 +1,123 @@
+"""A Realtime client without a socket: its messages go through the wire into a session, and come back the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+
+from echosight import events as ev
+from echosight.engines.fake import FakeEngine
+from echosight.errors import InputError
+from echosight.wire.realtime import RealtimeWire, Terms
+from tests.rig import Bench, bench
+
+Json = dict[str, Any]
+
+LOUD, QUIET = b"\x10\x10", b"\x00\x00"
+
+
+def pcm(ms: int, sample: bytes = LOUD) -> str:
+    """Base64 of sound at 24 kHz."""
+    return base64.b64encode(sample * (24 * ms)).decode()
+
+
+class Client:
+    """Sends events, and reads what it is told."""
+
+    def __init__(self, made: Bench, wire: RealtimeWire) -> None:
+        self.bench = made
+        self.wire = wire
+        self.seen: list[Json] = []
+        self._unread: list[Json] = []
+
+    @property
+    def engine(self) -> FakeEngine:
+        return self.bench.engine
+
+    async def send(self, type_: str, **fields: Any) -> None:
+        await self.send_raw(orjson.dumps({"type": type_, **fields}).decode())
+
+    async def send_raw(self, message: str | bytes) -> None:
+        """As `echosight.transport` does it."""
+        try:
+            for event in self.wire.receive(message):
+                await self.bench.session.feed(event)
+        except InputError as error:
+            self.bench.session.refuse(ev.Failure(error.code, error.message, error.param, self.wire.reference))
+
+    async def receive(self) -> Json:
+        while not self._unread:
+            async with asyncio.timeout(5):
+                event = await self.bench.session.outbox.get()
+            assert event is not None
+            self._unread += [orjson.loads(message) for message in self.wire.send(event)]
+        self.seen.append(self._unread.pop(0))
+        return self.seen[-1]
+
+    async def until(self, type_: str) -> Json:
+        while (event := await self.receive())["type"] != type_:
+            pass
+        return event
+
+    async def error(self) -> Json:
+        """The next thing told must be an error."""
+        event = await self.receive()
+        assert event["type"] == "error", event
+        error: Json = event["error"]
+        return error
+
+    async def done(self) -> Json:
+        """The response whose ``response.done`` comes next, with all that belongs to it read."""
+        response: Json = (await self.until("response.done"))["response"]
+        return response
+
+    async def update(self, **session: Any) -> Json:
+        """Change the session in GA; what ``session.updated`` says of it."""
+        await self.send("session.update", session={"type": "realtime", **session})
+        updated: Json = (await self.until("session.updated"))["session"]
+        return updated
+
+    async def write(self, text: str) -> str:
+        """A typed item of the user; its id."""
+        content = [{"type": "input_text", "text": text}]
+        await self.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        item_id: str = (await self.until("conversation.item.done"))["item"]["id"]
+        return item_id
+
+    async def hear(self, ms: int, sample: bytes = LOUD) -> None:
+        await self.send("input_audio_buffer.append", audio=pcm(ms, sample))
+
+    async def speak(self) -> None:
+        """A whole turn of speech for the server's turn detection."""
+        await self.hear(600)
+        await self.hear(700, QUIET)
+
+    @property
+    def names(self) -> list[str]:
+        return [event["type"] for event in self.seen]
+
+    def since(self, type_: str) -> list[str]:
+        """The names of the events from the first one of that name on, deltas that repeat left out."""
+        names = self.names[self.names.index(type_) :]
+        return [name for at, name in enumerate(names) if not name.endswith(".delta") or name not in names[:at]]
+
+
+@asynccontextmanager
+async def client(
+    engine: FakeEngine | None = None, *, beta: bool = False, transcribes: bool = False, **options: Any
+) -> AsyncGenerator[Client]:
+    """A client whose ``session.created`` was read."""
+    terms = Terms(model="gpt-realtime", voices=("one", "two"), expires_at=1, transcribes=transcribes)
+    async with bench(engine, **options) as made:
+        wire = RealtimeWire(terms, made.session.options, beta=beta)
+        wire.conversation = made.session.conversation
+        if transcribes:
+            await made.session.feed(ev.Configure(wire.options))
+        talker = Client(made, wire)
+        await talker.until("session.created")
+        yield talker
