@@ -19,7 +19,8 @@ from echosight.journal import Journal
 from echosight.media import AudioChunk
 from echosight.metrics import Metrics
 from echosight.options import SessionOptions
-from echosight.session import Session, Tap
+from echosight.outbox import Tap
+from echosight.session import Session
 from echosight.settings import Settings
 from echosight.turns import VoiceActivity
 from echosight.wire.content import CustomOptions, apply_options

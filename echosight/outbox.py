@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from echosight.events import Heard, Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
+from echosight.events import Heard, Input, Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
+
+Tap = Callable[[Input | Output], None]
 
 ROOM_BYTES = 192 * 1024
 """Deltas that may wait: four seconds of 24 kHz speech."""
@@ -30,10 +32,11 @@ class Outbox:
 
     Deltas wait for room (`put`), so a slow reader holds back its own answer and nothing else.
     Announcements of state never wait (`push`); when `FLOOD_EVENTS` of them are unread, the outbox closes.
-    `leaving` is called with each event as the reader takes it.
+    `taps` see every event as it is said, `leaving` as the reader takes it.
     """
 
-    def __init__(self, leaving: Callable[[Output], None] | None = None) -> None:
+    def __init__(self, taps: Sequence[Tap] = (), leaving: Callable[[Output], None] | None = None) -> None:
+        self._taps = taps
         self._events: deque[Output] = deque()
         self._weight = 0
         self._leaving = leaving
@@ -47,6 +50,7 @@ class Outbox:
 
     def push(self, event: Output) -> None:
         """Add an announcement at once."""
+        self._tap(event)
         if self.closed:
             return
         if isinstance(event, Heard) and self._events and self._supersedes(event, self._events[-1]):
@@ -59,6 +63,7 @@ class Outbox:
 
     async def put(self, event: Output) -> None:
         """Add a delta as soon as there is room for it."""
+        self._tap(event)
         while self._weight >= ROOM_BYTES and not self.closed:
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._roomy.append(room)
@@ -104,6 +109,10 @@ class Outbox:
     async def __aiter__(self) -> AsyncIterator[Output]:
         while (event := await self.get()) is not None:
             yield event
+
+    def _tap(self, event: Output) -> None:
+        for tap in self._taps:
+            tap(event)
 
     @staticmethod
     def _supersedes(new: Heard, old: Output) -> bool:

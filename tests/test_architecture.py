@@ -16,7 +16,7 @@ FLOORS = (
     {"transport"},
     {"manager"},
     {"session", "analysis"},
-    {"edits"},
+    {"answering", "edits"},
     {"answer", "hearing", "ear", "outbox", "echo_guard"},
     {"ledger", "finished"},
     {"wire", "engines", "turns", "journal", "metrics"},

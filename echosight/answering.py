@@ -1,0 +1,222 @@
+"""The answering side of a session: at most one answer in progress, stopped in one way, and what was heard of each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from echosight import events as ev
+from echosight.answer import Answer, Answers
+from echosight.conversation import Conversation, Item, new_id
+from echosight.echo_guard import EchoGuard
+from echosight.engines import Engine
+from echosight.errors import EchoSightError, InputError
+from echosight.hearing import Hearing
+from echosight.options import GenerateOptions, SessionOptions
+from echosight.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+
+class Answering:
+    """Lets the engine answer, piece by piece into the outbox.
+
+    One task makes an answer; `interrupt` is the one way to stop it. An answer that was made may still be playing at the
+    client, and counts only as far as it was heard.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        conversation: Conversation,
+        hearing: Hearing,
+        outbox: Outbox,
+        clock: Callable[[], float],
+    ) -> None:
+        self.answers = Answers()
+        self.options = SessionOptions()
+        self.speech_end: float | None = None
+        """When the speech ended that the next answer is to, by the clock."""
+        self._name = name
+        self._engine = engine
+        self._conversation = conversation
+        self._hearing = hearing
+        self._outbox = outbox
+        self._clock = clock
+        self._echo = EchoGuard()
+        self._task: asyncio.Task[None] | None = None
+        self._next: ev.Respond | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def playing(self) -> bool:
+        """Whether the client may still have speech of the latest answer to play."""
+        return self.answers.latest is not None and self.answers.latest.ledger.playing(self._clock())
+
+    # --- beginning ------------------------------------------------------------------------------
+
+    async def respond(self, request: ev.Respond) -> None:
+        """Answer now. Raises `InputError` while another answer is made, unless the request interrupts it."""
+        if request.interrupt:
+            await self.stop("client_cancelled")
+        elif self.busy:
+            raise InputError(
+                "Conversation already has an active response",
+                code="conversation_already_has_active_response",
+            )
+        self._begin(request)
+
+    def respond_next(self) -> None:
+        """Answer the turn that just ended, as soon as no other answer is being made."""
+        if self.busy:
+            self._next = ev.Respond()
+        else:
+            self._begin(ev.Respond())
+
+    def _begin(self, request: ev.Respond) -> None:
+        conversation = self._conversation
+        if not request.conversation or request.input is not None:
+            items = list(conversation.items if request.input is None else request.input)
+            conversation = replace(conversation, id=new_id("conv"), items=items, open=None)
+        options = request.options or self.options.answer
+        if options.language is None:
+            options = replace(options, language=self.options.language)
+        answer = Answer(conversation, self._engine.output_rate, self.options.output_hz, self._clock, self.speech_end)
+        self.speech_end = None
+        self.answers.add(answer)
+        user = _last_of_user(conversation)
+        self._outbox.push(ev.TurnStarted(answer.turn, options, user, request.metadata, request.conversation))
+        self._hearing.answering = True
+        work = self._work(answer, conversation, options)
+        self._task = asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+
+    # --- making ---------------------------------------------------------------------------------
+
+    async def _work(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
+        try:
+            await self._hearing.understood()
+            answer.mark("transcript")
+            if self._drop_echo(conversation):
+                self._end(answer, "cancelled", "echo")
+            else:
+                await self._generate(answer, conversation, options)
+                self._end(answer, "completed")
+        except EchoSightError as error:
+            log.warning("turn %s of session %s failed: %s", answer.turn, self._name, error.code)
+            self._end(answer, "failed", error.code, error.message)
+        except Exception:
+            log.exception("turn %s of session %s failed", answer.turn, self._name)
+            self._end(answer, "failed", "engine_failed", "The engine failed")
+        if conversation is not self._conversation:
+            await self._engine.release(conversation.id)
+        if self._next is not None:
+            request, self._next = self._next, None
+            self._begin(request)
+
+    def _drop_echo(self, conversation: Conversation) -> bool:
+        """The turn to be answered is no turn where it only repeats the answer before."""
+        item = _last_of_user(conversation)
+        if conversation is not self._conversation or item is None or not self._echo.is_echo(item):
+            return False
+        conversation.remove(item.id)
+        self._outbox.push(ev.ItemRemoved(item.id))
+        return True
+
+    async def _generate(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
+        async with aclosing(self._engine.generate(conversation, options)) as pieces:
+            async for piece in pieces:
+                news, delta = answer.take(piece)
+                for event in news:
+                    self._outbox.push(event)
+                if delta is not None:
+                    await self._pace(answer, delta, options.lead_ms)
+                    await self._outbox.put(delta)
+        if (rest := answer.rest()) is not None:
+            await self._outbox.put(rest)
+
+    async def _pace(self, answer: Answer, delta: ev.Delta, lead_ms: int | None) -> None:
+        if lead_ms is not None and isinstance(delta, ev.SpeechDelta):
+            early_ms = answer.ledger.unplayed_ms(self._clock()) - lead_ms
+            if early_ms > 0:
+                await asyncio.sleep(early_ms / 1000)
+
+    def _end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None, error: str | None = None) -> None:
+        self._hearing.answering = False
+        heard_ms = None if outcome == "completed" else answer.ledger.heard_ms(self._clock())
+        for event in answer.end(outcome, reason, heard_ms, error):
+            self._outbox.push(event)
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    async def stop(self, reason: str) -> bool:
+        """Stop the answer that is being made, or cut the one that still plays. False if there was neither."""
+        return await self.interrupt(reason) or self._cut_what_plays()
+
+    async def cancel(self, event: ev.Cancel) -> None:
+        """Stop an answer by name. Raises `InputError` where a strict request finds none."""
+        current = self.answers.latest.turn if self.answers.latest and self.busy else None
+        if event.strict and (current is None or event.turn not in (None, current)):
+            raise InputError("Cancellation failed: no active response found", code="response_cancel_not_active")
+        if event.turn in (None, current):
+            await self.stop("client_cancelled")
+
+    async def interrupt(self, reason: str) -> bool:
+        """The one way an answer is stopped: drop what is unsent, cancel, await, cut to what was heard."""
+        self._next = None
+        task = self._task
+        if task is None or task.done():
+            return False
+        answer = self.answers.latest
+        assert answer is not None
+        self._outbox.drop(answer.turn)
+        task.cancel()
+        await asyncio.wait([task])
+        self._outbox.drop(answer.turn)
+        if not answer.ended:
+            self._end(answer, "cancelled", reason)
+        return True
+
+    def _cut_what_plays(self) -> bool:
+        answer = self.answers.latest
+        if answer is None or not answer.ended or not self.playing:
+            return False
+        self._outbox.drop(answer.turn)
+        heard_ms = answer.ledger.heard_ms(self._clock())
+        if (item := answer.cut(heard_ms)) is not None:
+            self._outbox.push(ev.ItemTruncated(item.id, round(heard_ms), item.text, requested=False))
+        return True
+
+    # --- being heard ----------------------------------------------------------------------------
+
+    def speech_began(self, item_id: str) -> None:
+        """The user's turn `item_id` begins, perhaps as the echo of what plays."""
+        latest = self.answers.latest
+        self._echo.speech_began(item_id, latest.ledger if latest else None, self._clock())
+
+    def played(self, item_id: str, audio_ms: int) -> None:
+        """The client says how much of an item it has played."""
+        if (answer := self.answers.with_item(item_id)) is not None:
+            answer.ledger.played(audio_ms)
+
+    def left(self, event: ev.Output) -> None:
+        """The outbox's reader took an event: account for what the client can have heard."""
+        match event:
+            case ev.SpeechDelta(turn, _, chunk) if (answer := self.answers.get(turn)) is not None:
+                answer.ledger.sent_speech(chunk.seconds * 1000, self._clock())
+                answer.mark("first_byte")
+            case ev.TextDelta(turn, _, text) if (answer := self.answers.get(turn)) is not None:
+                answer.ledger.sent_text(text)
+            case _:
+                pass
+
+
+def _last_of_user(conversation: Conversation) -> Item | None:
+    return next((item for item in reversed(conversation.items) if item.role == "user"), None)
