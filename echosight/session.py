@@ -25,6 +25,9 @@ KEPT_SPEECH_MS = 60_000
 KEPT_IMAGE_BYTES = 32 << 20
 """Encoded pictures that a conversation keeps: some ten minutes of a frame each second."""
 
+LONGEST_TURN_MS = 600_000
+"""Speech of one turn that is committed by hand. Turns that the server finds end after `TurnOptions.max_turn_ms`."""
+
 STALE_LEVELS = 32
 """Unread events behind which a level meter is of no more use."""
 
@@ -124,6 +127,7 @@ class Session:
                 self._answering.played(item_id, audio_ms)
             case ev.AddItem() | ev.RemoveItem() | ev.RetrieveItem():
                 self._edits.apply(event)
+                self._bound_memory()
             case ev.Truncate(item_id):
                 answers = self._answering.answers
                 if self.answering and answers.with_item(item_id) is answers.latest:
@@ -135,6 +139,12 @@ class Session:
     async def _hear(self, chunk: AudioChunk) -> None:
         pcm = self._ear.resample(chunk)
         if self.options.turn is None:
+            if self._hearing.turn.duration_ms + len(pcm) // 32 > LONGEST_TURN_MS:
+                raise InputError(
+                    f"The turn is longer than {LONGEST_TURN_MS // 1000} s: commit or clear it",
+                    code="input_audio_buffer_too_long",
+                    status=413,
+                )
             if pcm:
                 await self._hearing.add(speech(pcm))
             return
@@ -229,6 +239,9 @@ class Session:
         self.outbox.push(ev.InputCommitted(item.id, previous))
         self.outbox.push(ev.ItemAdded(item, previous))
         self.outbox.push(ev.ItemDone(item, previous))
+        self._bound_memory()
+
+    def _bound_memory(self) -> None:
         self.conversation.let_go(KEPT_SPEECH_MS, KEPT_IMAGE_BYTES)
 
     def _forget_input(self) -> None:

@@ -285,6 +285,15 @@ async def test_a_commit_of_too_little_is_refused_and_loses_nothing() -> None:
         await b.feed(loud(50), Commit(min_audio_ms=100))
 
 
+async def test_a_turn_by_hand_has_an_end() -> None:
+    async with bench(**BY_HAND) as b:
+        await b.feed(quiet(599_000), loud(1_000))
+        with pytest.raises(InputError) as refused:
+            await b.feed(loud(1))
+        assert refused.value.code == "input_audio_buffer_too_long"
+        await b.feed(Commit(), loud(1))
+
+
 async def test_clearing_forgets_the_turn_in_progress() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(500), ClearInput())
