@@ -53,10 +53,11 @@ class Word:
 class Transcript:
     """What an engine or a transcriber understood. `words` are timed in ms from the first sample heard.
 
-    `final` is False while the speaker may still go on.
+    `final` is False while the speaker may still go on. `made_by` names who wrote it, where that may be one of several.
     """
 
     text: str
     words: tuple[Word, ...] = ()
     language: str | None = None
     final: bool = True
+    made_by: str = ""

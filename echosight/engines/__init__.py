@@ -28,10 +28,12 @@ class SpeechPiece:
     """Mono PCM16 at the engine's `output_rate`, with the words that begin in it.
 
     Words are timed from the first sample of the answer and count characters of the answer's whole text.
+    `made_by` names who speaks, where that may be one of several.
     """
 
     pcm: bytes
     words: tuple[Word, ...] = ()
+    made_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class Engine(Protocol):
 class Transcriber(Protocol):
     """Audio in, text out. An utterance is known by the id of the user's open turn."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
@@ -126,13 +129,14 @@ class Transcriber(Protocol):
 class Chat(Protocol):
     """A conversation in, text and function calls out."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        """The user is heard to say `text` so far: compute ahead, or do nothing."""
+        """The user speaks, and is heard to say `text` so far (nothing yet: ""): compute ahead, or do nothing."""
 
     def reply(
         self, conversation: Conversation, options: GenerateOptions
@@ -145,9 +149,11 @@ class Chat(Protocol):
 class Voice(Protocol):
     """Text in, speech out."""
 
-    name: str
     rate: int
     voices: tuple[str, ...]
+
+    @property
+    def name(self) -> str: ...
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...

@@ -51,19 +51,34 @@ class Cascade:
         self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
         """Conversation id -> turn id -> bytes of its speech that the transcriber was given."""
         self._settling: set[str] = set()
+        self._written_by: dict[str, str] = {}
+        """Conversation id -> who wrote down its last speech."""
+        self._starting: list[str] = []
 
     async def start(self) -> None:
         """Start the parts side by side; where one cannot, none stays up."""
         try:
-            parts = (self.transcriber.start(), self.chat.start(), self.voice.start())
+            parts = (self._up(self.transcriber), self._up(self.chat), self._up(self.voice))
             for outcome in await asyncio.gather(*parts, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
         except BaseException:
             await self.close()
             raise
-        # Some voices know these only now.
+        # Some parts know these only now.
+        self.name = self.chat.name
         self.output_rate, self.voices = self.voice.rate, self.voice.voices
+
+    @property
+    def loading(self) -> str:
+        """The parts that are not up yet, for people."""
+        return ", ".join(self._starting)
+
+    async def _up(self, part: Transcriber | Chat | Voice) -> None:
+        name = part.name
+        self._starting.append(name)
+        await part.start()
+        self._starting.remove(name)
 
     async def close(self) -> None:
         await asyncio.gather(self.transcriber.close(), self.chat.close(), self.voice.close())
@@ -76,6 +91,7 @@ class Cascade:
         heard = self._heard[conversation.id].get(turn.id)
         if heard is None:
             await self._tidy(conversation)
+            await self.chat.prefill(conversation, "")
         elif heard >= turn.duration_ms * BYTES_A_MS:
             return None
         try:
@@ -104,9 +120,11 @@ class Cascade:
             self._settling.discard(turn.id)
         if turn is not conversation.open:
             await self._forget(conversation.id, turn.id)
+        self._written_by[conversation.id] = transcript.made_by or self.transcriber.name
         return transcript
 
     async def release(self, conversation_id: str) -> None:
+        self._written_by.pop(conversation_id, None)
         for turn_id in self._heard.pop(conversation_id, {}):
             await self.transcriber.forget(turn_id)
         await self.chat.release(conversation_id)
@@ -120,8 +138,10 @@ class Cascade:
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
                     yield piece
-        parts = (self.transcriber, self.chat, self.voice) if options.speech else (self.transcriber, self.chat)
-        yield replace(answer.summary, made_by=tuple(part.name for part in parts))
+        ears = self._written_by.get(conversation.id, self.transcriber.name)
+        chat = answer.summary.made_by or (self.chat.name,)
+        voices = tuple(answer.voices) or (self.voice.name,) if options.speech else ()
+        yield replace(answer.summary, made_by=(ears, *chat, *voices))
 
     async def _hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
         """More of the turn. Whoever is stopped in the middle of it leaves nothing half heard."""
@@ -152,6 +172,8 @@ class _Answer:
         self, reply: AsyncIterator[TextPiece | CallPiece | Summary], voice: Voice | None, options: GenerateOptions
     ) -> None:
         self.summary = Summary()
+        self.voices: dict[str, None] = {}
+        """Who spoke, in order."""
         self._reply = reply
         self._voice = voice
         self._options = options
@@ -208,6 +230,7 @@ class _Answer:
             clock = WordClock(sentence.text, voice.rate)
             async with aclosing(voice.speak(speakable(sentence.text), self._options)) as pieces:
                 async for piece in pieces:
+                    self.voices[piece.made_by or voice.name] = None
                     words = clock.words(piece)
                     await self._say(piece.pcm, words, sentence.start, began_ms)
             if rest := clock.rest():

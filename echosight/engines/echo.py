@@ -14,6 +14,7 @@ from echosight.engines.worker import Worker
 from echosight.events import Usage
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
+from echosight.settings import Settings
 
 _ASKS_BACK = re.compile(r"\bwhat (?:did|have) i (?:just )?(?:say|said|tell|told)\b", re.IGNORECASE)
 
@@ -89,6 +90,11 @@ class EchoChat:
         except (OSError, ValueError):
             return "I was shown a picture, but I cannot read it."
         return describe(sights[-1], sights[-2] if len(sights) > 1 else None)
+
+
+def chat(argument: str | None, settings: Settings) -> EchoChat:
+    """It has no model, so there is no argument."""
+    return EchoChat(settings.max_history_turns)
 
 
 def _closed(text: str) -> str:

@@ -10,6 +10,7 @@ from echosight.engines.frames import Kind
 from echosight.engines.process import Pool
 from echosight.media import Word
 from echosight.options import GenerateOptions
+from echosight.settings import Settings
 
 AHEAD_BYTES = 44_100
 """One second: what the process may send before the reader has taken it."""
@@ -80,6 +81,11 @@ class EspeakVoice:
                 "credit": AHEAD_BYTES,
             }
         ).encode()
+
+
+def voice(argument: str | None, settings: Settings) -> EspeakVoice:
+    """`argument`: the voice that speaks where none is asked for, such as ``de`` or ``en-us+f3``."""
+    return EspeakVoice(language=argument or settings.language or "en-us")
 
 
 def _word_end(text: str, at: int) -> int:

@@ -2,40 +2,109 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from echosight.engines import Engine
+from echosight.engines import Chat, Engine, Transcriber
+from echosight.engines.cascade import Cascade
+from echosight.engines.parts import CHATS, TRANSCRIBERS, VOICES, split
 from echosight.errors import SetupError
 from echosight.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONVERSATIONS = 32
+"""That a cascade holds at once."""
 
 
 def load(settings: Settings) -> Engine:
     """The engine, not yet started. Raises `SetupError` with the sentence that helps."""
-    make = _ENGINES.get(settings.model or "echo")
-    if make is None:
-        raise SetupError(
-            f"No engine here runs the model {settings.model!r}; start without --model for the built-in demo engine"
-        )
+    named = settings.model or (f"llama:{settings.llama_model_path}" if settings.llama_model_path else "")
+    if not named or named == "echo":
+        return _demo(settings)
+    if named == "stub":
+        from echosight.engines.fake import StubEngine
+
+        return StubEngine()
+    specs = [named] if Path(named).expanduser().exists() else split(named)
+    kind = _model_type(specs[0])
+    if kind in OMNI:
+        return OMNI[kind](specs[0], settings)
+    chats = [_chat(spec, settings) for spec in specs]
+    transcriber = TRANSCRIBERS.choose(settings.stt, settings)
+    voice = VOICES.choose(settings.tts, settings)
+    return Cascade(transcriber, CHATS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
+
+
+def _demo(settings: Settings) -> Engine:
+    """What is built in, for it downloads nothing; other parts where they are named."""
+    transcriber = TRANSCRIBERS.choose(settings.stt or "sphinx", settings)
+    voice = VOICES.choose(settings.tts or "espeak", settings)
+    return Cascade(transcriber, CHATS.make("echo", settings), voice, capacity=CONVERSATIONS)
+
+
+def _chat(spec: str, settings: Settings) -> Chat:
+    """A chat by its name, address, file, folder or Hugging Face id."""
+    if spec.startswith(("http://", "https://")):
+        from echosight.engines.http.chat import at
+
+        return at(spec, settings)
+    if spec.endswith(".gguf"):
+        return CHATS.make(f"llama:{spec}", settings)
+    if spec.partition(":")[0] in CHATS.makers:
+        return CHATS.make(spec, settings)
+    return CHATS.make(f"local:{spec}", settings)
+
+
+def _model_type(spec: str) -> str | None:
+    """The `model_type` in the config.json of a folder or of a Hugging Face id; None where `spec` is neither."""
+    if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in CHATS.makers:
+        return None
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return str(_read(folder / "config.json", spec).get("model_type"))
+    if folder.exists():
+        raise SetupError(f"{spec} is no model: --model takes a folder, a .gguf file, a Hugging Face id or a URL")
+    if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
+        raise SetupError(f"There is no folder {spec}; --model takes a folder, a .gguf file, a Hugging Face id or a URL")
+    return str(_read(_download(spec), spec).get("model_type"))
+
+
+def _download(spec: str) -> Path:
     try:
-        return make(settings)
-    except ModuleNotFoundError as error:
-        raise SetupError(f"The Python package {error.name!r} is missing; `uv sync` installs it") from error
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError:
+        raise SetupError(f"{spec} needs transformers: uv run --extra local model_server.py --model {spec}") from None
+    try:
+        return Path(hf_hub_download(spec, "config.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SetupError(f"{spec} is no folder here, and it could not be downloaded: {reason}") from error
 
 
-def _echo(settings: Settings) -> Engine:
-    from echosight.engines.cascade import Cascade
-    from echosight.engines.echo import EchoChat
-    from echosight.engines.espeak import EspeakVoice
-    from echosight.engines.sphinx import SphinxTranscriber
-
-    transcriber = SphinxTranscriber(settings.speech_workers)
-    return Cascade(transcriber, EchoChat(settings.max_history_turns), EspeakVoice(), capacity=32)
+def _read(file: Path, spec: str) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{spec} holds no readable config.json, so it is no model folder: {error}") from error
+    return config if isinstance(config, dict) else {}
 
 
-def _stub(settings: Settings) -> Engine:
-    from echosight.engines.fake import StubEngine
+def _omni(source: str, settings: Settings) -> Engine:
+    from echosight.engines.omni.load import load as load_omni
 
-    return StubEngine()
+    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
 
 
-_ENGINES: dict[str, Callable[[Settings], Engine]] = {"echo": _echo, "stub": _stub}
+def _scribe(settings: Settings) -> Transcriber | None:
+    """Who writes down what an omni model hears: nobody unless asked, for it takes time from the model."""
+    if settings.stt or settings.whisper_url:
+        return TRANSCRIBERS.choose(settings.stt, settings)
+    return None
+
+
+OMNI: dict[str, Callable[[str, Settings], Engine]] = {"qwen2_5_omni": _omni, "qwen3_omni_moe": _omni}
+"""Model types that hear and speak by themselves; all others become the chat of a cascade."""

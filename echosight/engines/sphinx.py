@@ -9,6 +9,7 @@ from echosight.engines.frames import Frame, Kind
 from echosight.engines.process import Channel, Pool
 from echosight.errors import EngineFailure
 from echosight.media import Transcript, Word
+from echosight.settings import Settings
 
 WINDOW_BYTES = 320_000
 """Ten seconds: an utterance that comes faster than it is decoded waits beyond that."""
@@ -81,3 +82,8 @@ class SphinxTranscriber:
         channel.send(Kind.BEGIN, json.dumps({"speaker": speaker}).encode())
         self._utterances[utterance] = said = _Utterance(channel)
         return said
+
+
+def transcriber(argument: str | None, settings: Settings) -> SphinxTranscriber:
+    """It has one model, so there is no argument."""
+    return SphinxTranscriber(settings.speech_workers)

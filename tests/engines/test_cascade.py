@@ -255,7 +255,7 @@ async def test_speech_is_heard_as_it_comes_and_known_to_the_chat() -> None:
         await engine.prefill(conversation, part)
     assert await engine.prefill(conversation, TextPart("and this")) is None
     assert ears.heard == {"t1": A + B}
-    assert chat.prefilled == ["640 bytes", "1280 bytes"]
+    assert chat.prefilled == ["", "640 bytes", "1280 bytes"]
 
 
 async def test_what_was_not_prefilled_is_heard_when_it_is_settled() -> None:

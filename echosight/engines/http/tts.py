@@ -1,0 +1,114 @@
+"""A voice that another server makes: ``/audio/speech``, streamed as WAV or bare PCM."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+import httpx
+
+from echosight.audio import Resampler
+from echosight.engines import SpeechPiece
+from echosight.engines.http.stt import endpoint
+from echosight.engines.http.upstream import Upstream, key_for
+from echosight.engines.http.wav import WavStream
+from echosight.engines.retries import SPEECH_S, Unavailable, retrying
+from echosight.errors import EngineFailure, SetupError
+from echosight.options import GenerateOptions
+from echosight.settings import Settings
+
+ROUTE = "audio/speech"
+RATE = 24_000
+"""What OpenAI's PCM has, and what bare PCM is taken for."""
+
+PIECE_MS = 40
+"""The shortest piece worth sending on."""
+
+OPENAI_VOICES = ("alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse")
+
+
+class OpenAIVoice:
+    """A `Voice` of 24 kHz, whatever the server speaks at."""
+
+    rate = RATE
+
+    def __init__(self, upstream: Upstream, model: str, *, voices: tuple[str, ...] = (), voice: str = "alloy") -> None:
+        self.upstream = upstream
+        self.name = f"{model} at {upstream.name}"
+        self.voices = voices
+        self._model = model
+        self._voice = voice
+
+    async def start(self) -> None:
+        await self.upstream.reach()
+
+    async def close(self) -> None:
+        await self.upstream.close()
+
+    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+        """Raises `Unavailable`, `Refused` and EngineFailure."""
+        asked = {
+            "model": self._model,
+            "input": text,
+            "voice": options.voice or self._voice,
+            "response_format": "wav",
+            "speed": max(0.25, min(options.speed, 4.0)),
+        }
+        async with aclosing(retrying(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def fetch(upstream: Upstream, rate: int, **asked: Any) -> AsyncGenerator[SpeechPiece]:
+    """POST, and the sound that comes back as it comes, at `rate`."""
+    async with upstream.request("POST", "", **asked) as response:
+        wav = WavStream(_bare_rate(response, upstream.name, rate))
+        resampler: Resampler | None = None
+        ready = b""
+        async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as body:
+            async for data in body:
+                pcm = wav.feed(data)
+                if wav.rate is None:
+                    continue
+                resampler = resampler or Resampler(wav.rate, rate)
+                ready += resampler.push(pcm)
+                if len(ready) >= rate // 500 * PIECE_MS:
+                    yield SpeechPiece(ready)
+                    ready = b""
+        if resampler is not None:
+            ready += resampler.push(b"", last=True)
+        elif not ready:
+            raise Unavailable(f"{upstream.name} sent no sound")
+        if ready:
+            yield SpeechPiece(ready)
+        if wav.missing:
+            raise Unavailable(f"{upstream.name} broke off in the middle of a sentence")
+
+
+def _bare_rate(response: httpx.Response, name: str, rate: int) -> int:
+    """Of a body that is no WAV: its content type may say. Raises EngineFailure for compressed sound and for text."""
+    kind, _, parameters = response.headers.get("content-type", "audio/wav").lower().partition(";")
+    if kind.strip() not in SOUNDS:
+        raise EngineFailure(f"{name} answered with {kind}; WAV or PCM was asked for")
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.strip().partition("=")
+        if key == "rate" and value.isdigit():
+            return int(value)
+    return rate
+
+
+SOUNDS = frozenset(
+    {"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "audio/pcm", "audio/l16", "application/octet-stream"}
+)
+
+
+def openai(model: str | None, settings: Settings) -> OpenAIVoice:
+    """`model` at TTS_API_URL, or else at OPENAI_API_BASE."""
+    url = settings.tts_api_url or settings.openai_api_base
+    hosted = url.startswith("https://api.openai.com")
+    key = key_for(url, settings)
+    if hosted and key is None:
+        raise SetupError("--tts openai needs a server or a key: set TTS_API_URL, or OPENAI_API_KEY")
+    voices = OPENAI_VOICES if hosted else ()
+    return OpenAIVoice(Upstream(endpoint(url, ROUTE), key), model or "tts-1", voices=voices)
