@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.requests import HTTPConnection
 
 from echosight.conversation import new_id
@@ -71,7 +71,7 @@ class Desk:
             live.serving.cancel()
             await live.free.wait()
         missed = live.wire.log.since(last_event or "")
-        return None if missed is None else (live, missed)
+        return None if missed is None or live.session.outbox.closed else (live, missed)
 
 
 def install(app: FastAPI) -> None:
@@ -136,19 +136,22 @@ async def _carry(socket: WebSocket, live: Live, missed: list[str]) -> None:
                 await asyncio.wait([serving])
             finally:
                 serving.cancel()
+        if not serving.cancelled() and serving.result() in GOODBYE:
+            await manager.end(live.key)
     finally:
         live.serving = None
         live.free.set()
     if serving.cancelled():
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await socket.close(TAKEN_OVER, "resumed on another socket")
-    elif serving.result() in GOODBYE:
-        await manager.end(live.key)
 
 
 async def _serve(socket: WebSocket, live: Live, missed: list[str]) -> int | None:
-    for message in missed:
-        await socket.send_text(message)
+    try:
+        for message in missed:
+            await socket.send_text(message)
+    except WebSocketDisconnect as gone:
+        return gone.code
     return await serve(socket, live.wire, live.session)
 
 
@@ -179,8 +182,9 @@ def _token(socket: WebSocket) -> str | None:
 async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> None:
     """Browsers cannot read why an upgrade failed, so it succeeds, and the reason follows."""
     param = error.param if isinstance(error, InputError) else None
-    await socket.send_text(error_message(Failure(error.code, error.message, param)))
-    await socket.close(code, error.message)
+    with contextlib.suppress(WebSocketDisconnect):
+        await socket.send_text(error_message(Failure(error.code, error.message, param)))
+        await socket.close(code, error.message)
 
 
 # --- keys -------------------------------------------------------------------------------------------

@@ -268,15 +268,15 @@ async def test_a_picture_waits_for_response_create() -> None:
 async def test_out_of_band_responses_leave_no_trace() -> None:
     async with client() as talk:
         first = await talk.write("remember this")
-        items = [{"type": "item_reference", "id": first}, {"type": "message", "role": "user", "content": []}]
-        items[1]["content"] = [{"type": "input_text", "text": "sum up"}]
+        asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "sum up"}]}
+        items = [{"type": "item_reference", "id": first}, asked]
         await talk.send("response.create", response={"conversation": "none", "input": items, "instructions": "briefly"})
         response = await talk.done()
         assert response["conversation_id"] is None
         assert "conversation.item.added" not in talk.since("response.created")
         assert response["output"][0]["content"][0]["transcript"] == "hello there"
-    (asked,) = talk.engine.asked
-    assert [item.text for item in asked] == ["remember this", "sum up"]
+    (shown,) = talk.engine.asked
+    assert [item.text for item in shown] == ["remember this", "sum up"]
     assert talk.engine.options[0].instructions == "briefly"
     assert [item.id for item in talk.bench.session.conversation] == [first]
 

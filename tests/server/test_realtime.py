@@ -1,0 +1,254 @@
+"""/v1/realtime on a real server: keys, coming back, and input that no client should send."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+
+from echosight.audio import resample
+from tests.conftest import Flite
+from tests.server.serving import Serve, Server
+
+Json = dict[str, Any]
+TOKEN = "sesame"
+
+
+class Talk:
+    """A raw client."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.seen: list[Json] = []
+
+    async def send(self, type_: str, **fields: Any) -> None:
+        await self.socket.send(orjson.dumps({"type": type_, **fields}).decode())
+
+    async def until(self, type_: str) -> Json:
+        async with asyncio.timeout(20):
+            while True:
+                event: Json = orjson.loads(await self.socket.recv())
+                self.seen.append(event)
+                if event["type"] == type_:
+                    return event
+
+    async def ask(self, text: str) -> None:
+        content = [{"type": "input_text", "text": text}]
+        await self.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        await self.send("response.create")
+
+    async def answer(self) -> str:
+        """What the next response that is done says."""
+        response = (await self.until("response.done"))["response"]
+        assert response["status"] == "completed", response
+        said: str = response["output"][0]["content"][0]["transcript"]
+        return said
+
+
+@asynccontextmanager
+async def talk(server: Server, query: str = "", **options: Any) -> AsyncGenerator[Talk]:
+    """A connection whose ``session.created`` was read."""
+    async with websockets.connect(f"{server.ws}/v1/realtime{query}", max_size=1 << 25, **options) as socket:
+        talker = Talk(socket)
+        await talker.until("session.created")
+        yield talker
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+async def test_every_way_to_bring_a_key(serve: Serve) -> None:
+    server = serve(API_TOKENS=f"other,{TOKEN}")
+    key = f"openai-insecure-api-key.{TOKEN}"
+    async with talk(server, additional_headers={"Authorization": f"Bearer {TOKEN}"}):
+        pass
+    async with talk(server, additional_headers={"api-key": TOKEN}):
+        pass
+    async with talk(server, f"?token={TOKEN}"):
+        pass
+    async with talk(server, subprotocols=["realtime", key, "openai-beta.realtime-v1"]) as beta:
+        assert beta.socket.subprotocol == "realtime"
+        assert "audio" not in beta.seen[0]["session"]
+    async with talk(server, subprotocols=[key]) as browser:
+        assert browser.socket.subprotocol == key
+    for wrong in ("", "?token=sesam"):
+        async with websockets.connect(f"{server.ws}/v1/realtime{wrong}") as socket:
+            error = orjson.loads(await socket.recv())["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 3000
+
+
+async def test_ephemeral_keys(serve: Serve) -> None:
+    server = serve(API_TOKENS=TOKEN)
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        assert (await http.post("/v1/realtime/client_secrets")).status_code == 401
+        http.headers["Authorization"] = f"Bearer {TOKEN}"
+        session = {"type": "realtime", "instructions": "be brief", "audio": {"output": {"speed": 1.25}}}
+        given = {"expires_after": {"anchor": "created_at", "seconds": 60}, "session": session}
+        made = (await http.post("/v1/realtime/client_secrets", json=given)).json()
+        assert made["value"].startswith("ek_")
+        assert made["session"]["instructions"] == "be brief"
+        for _ in range(2):
+            async with talk(server, subprotocols=["realtime", f"openai-insecure-api-key.{made['value']}"]) as browser:
+                opened = browser.seen[0]["session"]
+                assert (opened["instructions"], opened["audio"]["output"]["speed"]) == ("be brief", 1.25)
+        for seconds in (9, 7_201, "60"):
+            wrong = {"expires_after": {"anchor": "created_at", "seconds": seconds}}
+            assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
+        wrong = {"session": {"type": "realtime", "foo": 1}}
+        refused = await http.post("/v1/realtime/client_secrets", json=wrong)
+        assert (refused.status_code, refused.json()["code"]) == (400, "unknown_parameter")
+        flat = {"instructions": "flat", "voice": "alloy", "modalities": ["text"]}
+        made = (await http.post("/v1/realtime/sessions", json=flat)).json()
+        assert (made["instructions"], made["modalities"]) == ("flat", ["text"])
+    key = made["client_secret"]["value"]
+    async with talk(server, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
+        assert beta.seen[0]["session"]["modalities"] == ["text"]
+
+
+# --- coming back ------------------------------------------------------------------------------------
+
+
+async def test_a_lost_client_gets_what_it_missed(server: Server) -> None:
+    async with talk(server) as first:
+        session = first.seen[0]["session"]["id"]
+        await first.ask("one two three four five six seven eight nine ten")
+        await first.until("response.output_audio.delta")
+        first.socket.transport.abort()
+    last = first.seen[-1]["event_id"]
+    query = f"?session={session}&last_event={last}"
+    async with websockets.connect(f"{server.ws}/v1/realtime{query}") as socket:
+        second = Talk(socket)
+        whole = await second.answer()
+        assert "session.created" not in [event["type"] for event in second.seen]
+        told = [event for event in first.seen + second.seen if event["type"].endswith("transcript.delta")]
+        assert "".join(event["delta"] for event in told) == whole
+        numbers = [int(event["event_id"].rpartition("_")[2]) for event in first.seen + second.seen]
+        assert numbers == list(range(1, len(numbers) + 1))
+        await second.ask("what did i say")
+        assert "one two three" in await second.answer()
+
+
+async def test_a_second_socket_takes_the_session_over(server: Server) -> None:
+    async with talk(server) as first:
+        session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
+        await first.ask("hello again")
+        await first.answer()
+        async with websockets.connect(f"{server.ws}/v1/realtime?session={session}&last_event={last}") as socket:
+            second = Talk(socket)
+            assert "hello again" in await second.answer()
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await first.until("never")
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4000
+            await second.ask("what did i say")
+            assert "hello again" in await second.answer()
+
+
+async def test_what_cannot_be_resumed_begins_anew(serve: Serve) -> None:
+    server = serve(API_TOKENS=f"other,{TOKEN}")
+    async with talk(server, f"?token={TOKEN}") as mine:
+        session, last = mine.seen[0]["session"]["id"], mine.seen[0]["event_id"]
+        for token, known, event in (("other", session, last), (TOKEN, "sess_x", last), (TOKEN, session, "event_x")):
+            if token == TOKEN and known == session:
+                mine.socket.transport.abort()
+            async with talk(server, f"?token={token}&session={known}&last_event={event}") as other:
+                assert other.seen[0]["session"]["id"] != session
+
+
+async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
+    server = serve()
+    async with talk(server) as first:
+        session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
+    async with asyncio.timeout(5), httpx.AsyncClient(base_url=server.url) as http:
+        while (await http.get("/health")).json()["sessions"]:
+            pass
+    async with talk(server, f"?session={session}&last_event={last}") as second:
+        assert second.seen[0]["session"]["id"] != session
+
+
+# --- input that no client should send ---------------------------------------------------------------
+
+
+async def test_a_message_beyond_all_measure_closes_its_own_socket_only(server: Server) -> None:
+    async with talk(server) as other, talk(server) as rude:
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await rude.send("input_audio_buffer.append", audio="A" * (16 << 20))
+            await rude.until("never")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+        await other.ask("still there")
+        assert "still there" in await other.answer()
+
+
+async def test_more_audio_than_an_event_may_hold(server: Server) -> None:
+    async with talk(server) as rude:
+        await rude.send("input_audio_buffer.append", audio="A" * (15 << 20) + "AAAA")
+        error = (await rude.until("error"))["error"]
+        assert (error["code"], error["param"]) == ("string_above_max_length", "audio")
+        await rude.ask("sorry")
+        assert "sorry" in await rude.answer()
+
+
+async def test_a_thousand_events_before_reading_one(server: Server) -> None:
+    async with talk(server) as eager:
+        for number in range(500):
+            await eager.send("conversation.item.retrieve", item_id="nobody", event_id=f"e{number}")
+            await eager.send("input_audio_buffer.clear")
+        references: list[str] = []
+        while len(references) < 500:
+            references.append((await eager.until("error"))["error"]["event_id"])
+        assert references == [f"e{number}" for number in range(500)]
+
+
+async def test_frames_that_are_no_events(server: Server) -> None:
+    async with talk(server) as odd:
+        await odd.socket.send(b"\x00\x01")
+        assert (await odd.until("error"))["error"]["code"] == "invalid_event"
+        await odd.socket.send("{")
+        assert (await odd.until("error"))["error"]["code"] == "invalid_json"
+        await odd.ask("well then")
+        assert "well then" in await odd.answer()
+
+
+async def test_sockets_lost_in_every_state(server: Server, flite: Flite) -> None:
+    """Before anything, while speaking, while the answer is made, while it is sent: the others hear nothing of it."""
+    speech = resample(flite("open the window please"), 24_000).pcm
+    audio = base64.b64encode(speech + bytes(96_000)).decode()
+    states: tuple[tuple[str | None, Json], ...] = (
+        (None, {}),
+        ("input_audio_buffer.speech_started", {"type": "input_audio_buffer.append", "audio": audio}),
+        ("response.created", {"type": "input_audio_buffer.append", "audio": audio}),
+        ("response.output_audio.delta", {"type": "response.create"}),
+    )
+    async with talk(server) as witness:
+        for awaited, event in states:
+            async with talk(server) as lost:
+                if awaited is not None:
+                    await lost.socket.send(orjson.dumps(event).decode())
+                    await lost.until(awaited)
+                lost.socket.transport.abort()
+        await witness.ask("did you hear that")
+        assert "did you hear that" in await witness.answer()
+
+
+async def test_who_finds_no_room_is_told_to_come_later(serve: Serve) -> None:
+    server = serve("--max-sessions", "1")
+    async with talk(server), websockets.connect(f"{server.ws}/v1/realtime") as socket:
+        error = orjson.loads(await socket.recv())["error"]
+        assert (error["type"], error["code"]) == ("server_error", "engine_full")
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013

@@ -1,0 +1,76 @@
+"""One recording, two protocols, one session core: what happens inside must be the same."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+
+import orjson
+import pytest
+
+from echosight import events as ev
+from echosight.audio import resample
+from echosight.engines.fake import FakeEngine
+from echosight.media import AudioChunk
+from echosight.options import SessionOptions
+from echosight.session import Session
+from echosight.turns import VoiceActivity
+from echosight.wire import Message, Wire
+from echosight.wire.echosight import EchoSightWire
+from echosight.wire.realtime import RealtimeWire, Terms
+from tests.conftest import Flite
+
+DETECTION = {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 400, "interrupt_response": True}
+PIECE = 2 * 24 * 20
+
+
+def over_realtime(pcm: bytes) -> Iterator[Message]:
+    session = {"type": "realtime", "audio": {"input": {"turn_detection": DETECTION}}}
+    yield orjson.dumps({"type": "session.update", "session": session}).decode()
+    for at in range(0, len(pcm), PIECE):
+        audio = base64.b64encode(pcm[at : at + PIECE]).decode()
+        yield orjson.dumps({"type": "input_audio_buffer.append", "audio": audio}).decode()
+
+
+def over_the_echosight_socket(pcm: bytes) -> Iterator[Message]:
+    yield orjson.dumps({"type": "subscribe", "sample_rate": 24_000, "turn_detection": DETECTION}).decode()
+    for at in range(0, len(pcm), PIECE):
+        yield pcm[at : at + PIECE]
+
+
+async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
+    """Everything that a session with the real turn detector says, under names that do not change."""
+    session = Session("s", FakeEngine(), VoiceActivity().stream(), SessionOptions(), clock=lambda: 0.0)
+    told: list[ev.Output] = []
+    for message in messages:
+        for said in wire.receive(message):
+            await session.feed(said)
+        while session.answering or len(session.outbox):
+            event = await session.outbox.get()
+            assert event is not None
+            if not isinstance(event, ev.Marked):
+                told.append(event)
+    await session.close()
+    names: dict[str, str] = {}
+    return [
+        re.sub(r"\b(item|resp)_[0-9a-f]+", lambda id: names.setdefault(id[0], f"{id[1]} {len(names)}"), repr(event))
+        for event in told
+    ]
+
+
+@pytest.fixture(scope="module")
+def recording(flite: Flite) -> bytes:
+    """Two turns at 24 kHz."""
+    pause = bytes(2 * 16 * 900)
+    said = [flite("open the window please").pcm, flite("and now close it again").pcm]
+    return resample(AudioChunk(pause.join([b"", *said, b""])), 24_000).pcm
+
+
+async def test_the_same_recording_gives_the_same_events(recording: bytes) -> None:
+    options = SessionOptions()
+    realtime = await log_of(RealtimeWire(Terms(voices=("one",)), options), over_realtime(recording))
+    echosight = await log_of(EchoSightWire("me", options), over_the_echosight_socket(recording))
+    assert sum("SpeechStarted(" in event for event in realtime) == 2
+    assert sum("outcome='completed'" in event for event in realtime) == 2
+    assert realtime == echosight

@@ -1,0 +1,60 @@
+"""What the user did not hear, the model does not remember: truncation cuts its history at the word."""
+
+from __future__ import annotations
+
+import pytest
+
+from echosight.conversation import AudioPart
+from echosight.engines.fake import FakeEngine, words
+from tests.wire.realtime_rig import Client, client
+
+TEXT = "it was the best of times, it was the worst of times, it was the age of wisdom"
+WORD_MS = 130
+LENGTH_MS = WORD_MS * len(TEXT.split())
+
+
+def heard(ms: int) -> str:
+    """The words of the answer that have begun before `ms`."""
+    return " ".join(TEXT.split()[: -(-ms // WORD_MS)])
+
+
+async def answered(talk: Client) -> str:
+    await talk.write("go on")
+    await talk.send("response.create")
+    item: str = (await talk.done())["output"][0]["id"]
+    await talk.until("rate_limits.updated")
+    return item
+
+
+@pytest.mark.parametrize("ms", range(0, LENGTH_MS + 1, 100))
+async def test_no_word_is_left_that_had_not_begun(ms: int) -> None:
+    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+        item = await answered(talk)
+        await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
+        assert (await talk.until("conversation.item.truncated"))["audio_end_ms"] == ms
+        await talk.send("conversation.item.retrieve", item_id=item)
+        kept = (await talk.until("conversation.item.retrieved"))["item"]
+        assert kept["content"] == [{"type": "output_audio", "transcript": heard(ms)}]
+        assert kept["status"] == "incomplete"
+        await talk.send("response.create")
+        await talk.done()
+    _, said = talk.engine.asked[1].items[:2]
+    (part,) = said.parts
+    assert isinstance(part, AudioPart)
+    assert (part.transcript, part.duration_ms) == (heard(ms), ms)
+    assert said.version == 2, "an engine must see that its cache of the item no longer holds"
+
+
+async def test_the_client_knows_better_than_the_clock() -> None:
+    """The session guesses how much was heard; what the client says of it counts, be it more or less."""
+    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+        item = await answered(talk)
+        talk.bench.clock.now += 0.3
+        await talk.hear(200)
+        await talk.until("input_audio_buffer.speech_started")
+        for ms in (900, 200):
+            await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
+            await talk.until("conversation.item.truncated")
+            kept = talk.bench.session.conversation.get(item)
+            assert kept is not None
+            assert kept.text == heard(ms)
