@@ -13,7 +13,7 @@ from echosight.engines import Piece, Summary, Transcriber
 from echosight.engines.omni.listener import Listener
 from echosight.engines.omni.rounds import Rounds
 from echosight.engines.worker import Worker
-from echosight.errors import EngineFailure, InputError
+from echosight.errors import EngineFailure
 from echosight.media import HEARD_HZ, Transcript
 from echosight.options import GenerateOptions
 
@@ -29,7 +29,8 @@ class OmniEngine:
     """A model that hears while the user speaks. `build` loads it, in the thread that then owns it.
 
     `transcriber`, where given, hears along, for the user's words in writing: the model itself writes none.
-    `seed` makes answers repeatable.
+    `seed` makes answers repeatable. Voices it does not have are spoken in its first one; speed, reference voices and
+    tools are not for it.
     """
 
     output_rate = 24_000
@@ -53,6 +54,7 @@ class OmniEngine:
         self._stage: Stage
         self._rounds: Rounds[Answer] = Rounds(self._advance, lambda answer: answer.done)
         self._running: asyncio.Task[None] | None = None
+        self._closed = False
         self._needed: dict[str, tuple[str, int]] = {}
         """Of each conversation: the open turn, and the samples of it with which there is more to compute."""
 
@@ -70,6 +72,7 @@ class OmniEngine:
                 await self._running
         if self._listener is not None:
             await self._listener.transcriber.close()
+        self._closed = True
         await self._worker.close()
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
@@ -102,8 +105,9 @@ class OmniEngine:
         except (RuntimeError, MemoryError) as error:
             raise EngineFailure(f"The model failed: {error}") from error
         finally:
-            # In the model's thread, so behind a step or a beginning that a cancelled reader left running.
-            await asyncio.shield(self._worker.call(lambda: stage.end(view.id, begun)))
+            if not self._closed:
+                # In the model's thread, so behind a step or a beginning that a cancelled reader left running.
+                await asyncio.shield(self._worker.call(lambda: stage.end(view.id, begun)))
 
     async def release(self, conversation_id: str) -> None:
         self._needed.pop(conversation_id, None)
@@ -126,10 +130,8 @@ class OmniEngine:
         from echosight.engines.omni.sampling import Taste
 
         model = self._stage.model
-        speaker = options.voice or next(iter(self.voices), None)
-        if speaker is not None and speaker not in self.voices:
-            known = ", ".join(self.voices)
-            raise InputError(f"There is no voice {speaker!r}; this model has {known}", param="voice")
+        known = {voice.lower(): voice for voice in self.voices}
+        speaker = known.get((options.voice or "").lower(), next(iter(self.voices), None))
         default = model.text_taste
         taste = Taste(
             default.temperature if options.temperature is None else options.temperature,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MODEL_TYPES = ("qwen2_5_omni", "qwen3_omni_moe")
 FILES = ("*.json", "*.safetensors", "*.txt", "spk_dict.pt", "*.jinja")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SPARE = 1.2
-"""Room wanted over the weights: caches and activations."""
+SPARE = 1.1
+"""Room wanted over weights and rows: conversations' own caches, graphs, activations."""
 
 Progress = Callable[[str, float], None]
 """What is being loaded, and how much of all is done (0-1)."""
@@ -83,6 +83,19 @@ def weight_bytes(folder: Path, dtype: str) -> int:
         spans = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
         elements += sum(_product(shape) for shape in spans)
     return elements * BYTES[dtype]
+
+
+def row_bytes(config: dict[str, Any], limits: Limits, dtype: str) -> int:
+    """Memory of the keys and values of all answers at their full length, which a GPU holds from the start."""
+    thinker, talker = config["thinker_config"]["text_config"], config.get("talker_config", {})
+    talker = talker.get("text_config", talker)
+    total = 0
+    for layout, length in ((thinker, limits.context), (talker, limits.context + limits.frames)):
+        heads = layout.get("num_attention_heads", 0)
+        width = layout.get("head_dim") or layout.get("hidden_size", 0) // max(1, heads)
+        token = 2 * layout.get("num_hidden_layers", 0) * layout.get("num_key_value_heads", heads) * width
+        total += limits.answers * length * token
+    return total * BYTES[dtype]
 
 
 def free_bytes(device: str) -> int:
@@ -160,8 +173,9 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     folder = _fetch(source)
     config = read_config(folder)
     check_config(source, config)
-    check_memory(source, weight_bytes(folder, dtype), free_bytes(device), device)
     limits = Limits(context=context, answers=capacity)
+    rows = row_bytes(config, limits, dtype) if device.startswith("cuda") else 0
+    check_memory(source, weight_bytes(folder, dtype) + rows, free_bytes(device), device)
     progress("weights", 0.2)
     model = read_model(folder, config["model_type"], device, dtype, limits)
     stage = Stage(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))

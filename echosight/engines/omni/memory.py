@@ -180,7 +180,7 @@ class Memory:
 
 def _essence(item: Item) -> int:
     """Speech that is heard needs no transcript; that of the assistant is its transcript."""
-    if item.role != "user":
+    if item.role in ("assistant", "system"):
         return hash((item.role, item.text, *item.of(ToolCall)))
     heard = (
         replace(part, transcript=None, words=()) if isinstance(part, AudioPart) and part.pcm is not None else part

@@ -37,6 +37,8 @@ class OmniModel(ABC):
     speech_taste: Taste
     codec_ends: frozenset[int]
     """Codes that end the speech."""
+    suppressed: torch.Tensor
+    """Codes that are never spoken, (vocabulary) bool."""
     preamble: str = ""
     """What the system prompt has to begin with."""
     chances_a_frame: int = 1

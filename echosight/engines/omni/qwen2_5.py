@@ -42,11 +42,11 @@ class Qwen2_5Omni(OmniModel):
         if self.talks:
             talker = self.talker
             self.codec_ends = frozenset({talker.codec_eos_token, talker.codec_pad_token})
-            self._suppressed = torch.zeros(talker.codebook_size, dtype=torch.bool, device=self.device)
-            self._suppressed[talker.codec_bos_token] = True
+            self.suppressed = torch.zeros(talker.codebook_size, dtype=torch.bool, device=self.device)
+            self.suppressed[talker.codec_bos_token] = True
             # Codes that the vocoder does not know.
-            self._suppressed[model.config.token2wav_config.dit_config.num_embeds :] = True
-            self._suppressed[list(self.codec_ends)] = False
+            self.suppressed[model.config.token2wav_config.dit_config.num_embeds :] = True
+            self.suppressed[list(self.codec_ends)] = False
             # Upstream computes it in full precision too.
             model.token2wav.float()
             self._voices: dict[str, Speaker] = {}
@@ -74,7 +74,7 @@ class Qwen2_5Omni(OmniModel):
         voice = self.embed([self.model.speaker_map[speaker]["bos_token"]])
         position = context.at.position
         self._talker_forward((voice + codes[:1])[None], prompt_places(position, 1, self.device), context.talker)
-        seen = torch.zeros_like(self._suppressed)
+        seen = torch.zeros_like(self.suppressed)
         seen[[talker.codec_mask_token, talker.codec_pad_token, talker.codec_bos_token]] = True
         mouth = Mouth(position + 1, dice, taste, codes[1], seen)
         self.talking.join(mouth, context.talker, start + 1)
@@ -113,7 +113,7 @@ class Qwen2_5Omni(OmniModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self._talker_forward(heard[:, None], decode_places(places), step, step.mask)
         logits = self.talker.codec_head(hidden[:, 0])
-        codes, seen = self.speak_code(logits, self._suppressed, seen, chance[:, 0], tastes)
+        codes, seen = self.speak_code(logits, self.suppressed, seen, chance[:, 0], tastes)
         return codes[:, None], self.talker.get_input_embeddings()(codes), seen
 
     def _codec_embeddings(self, codes: Sequence[int]) -> torch.Tensor:

@@ -47,9 +47,9 @@ class Qwen3Omni(OmniModel):
             self.chances_a_frame = talker.num_code_groups
             self.codec_ends = frozenset({talker.codec_eos_token_id})
             vocabulary = talker.text_config.vocab_size
-            self._suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
-            self._suppressed[vocabulary - SUPPRESSED :] = True
-            self._suppressed[talker.codec_eos_token_id] = False
+            self.suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
+            self.suppressed[vocabulary - SUPPRESSED :] = True
+            self.suppressed[talker.codec_eos_token_id] = False
 
     def talker_reads(self, role: str) -> bool:
         return self.talks and role == "user"
@@ -88,7 +88,7 @@ class Qwen3Omni(OmniModel):
         written[3:] += codes[:-1]
         start, position = context.at.talker, context.at.talker_position
         self._talker_forward(written[None], prompt_places(position, len(written), self.device), context.talker)
-        mouth = Mouth(position + len(written), dice, taste, codes[-1], torch.zeros_like(self._suppressed))
+        mouth = Mouth(position + len(written), dice, taste, codes[-1], torch.zeros_like(self.suppressed))
         self.talking.join(mouth, context.talker, start + len(written))
         trim(context.talker, start)
         return mouth
@@ -128,7 +128,7 @@ class Qwen3Omni(OmniModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self._talker_forward(heard[:, None], decode_places(places), step, step.mask)
         logits = self.talker.codec_head(hidden[:, 0])
-        first, seen = self.speak_code(logits, self._suppressed, seen, chance[:, 0], tastes)
+        first, seen = self.speak_code(logits, self.suppressed, seen, chance[:, 0], tastes)
         codes, carry = self._fill_frame(hidden, first, chance, tastes)
         return codes, carry, seen
 

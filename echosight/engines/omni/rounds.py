@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from echosight.engines import Piece
+from echosight.errors import EngineFailure
 
 A = TypeVar("A")
 
@@ -38,7 +39,13 @@ class Rounds(Generic[A]):
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled; the engine owns the task."""
+        """Until cancelled; the engine owns the task. Answers that are still read then fail."""
+        try:
+            await self._run()
+        finally:
+            self._fail(self._lanes, EngineFailure("The engine was closed"))
+
+    async def _run(self) -> None:
         while True:
             self._wake.clear()
             # The readers of the last round come first: who is quick to read takes part in every round.
@@ -73,12 +80,15 @@ class Rounds(Generic[A]):
         try:
             pieces = await self._step([lane.answer for lane in lanes])
         except Exception as error:
-            for lane in lanes:
-                lane.error = error
-                lane.news.set()
+            self._fail(lanes, error)
             return
         for lane, new in zip(lanes, pieces, strict=True):
             lane.pieces += new
             lane.ended = self._ended(lane.answer)
             if new or lane.ended:
                 lane.news.set()
+
+    def _fail(self, lanes: Sequence[Lane[A]], error: Exception) -> None:
+        for lane in lanes:
+            lane.error = error
+            lane.news.set()
