@@ -15,7 +15,7 @@ import * as words from "./words.js";
 
 const CONFIRM_MS = 600; // So long after the gate the server has said whether it was speech.
 const TAP_MS = 300; // A shorter press of "hold to talk" locks it.
-const MISSED_FRAMES = 250; // What is said while the connection is made is sent when it is there: at most 5 s.
+const WAITING = 250; // What is said while the connection is made is sent when it is there: at most 5 s.
 const TOLD = ["mode", "threshold", "silence", "voice", "language", "instructions", "record"];
 
 const $ = (id) => document.getElementById(id);
@@ -52,8 +52,7 @@ const state = {
   locked: false, // or was tapped
   troubled: false, // the notice is about the connection
   glimpses: [], // pictures that were sent and belong to the next turn
-  waiting: [], // messages for a socket that is not open yet
-  missed: [], // sound for it
+  waiting: [], // messages and sound for a socket that is not open yet: [message, when it was spoken]
 };
 
 // --- what the person does ---------------------------------------------------------------------------
@@ -126,7 +125,7 @@ function end() {
   dialogue.lost();
   link.close();
   strip.stop();
-  Object.assign(state, { pressed: false, locked: false, waiting: [], missed: [] });
+  Object.assign(state, { pressed: false, locked: false, waiting: [] });
   mute(false);
   face.noNotice();
   become("idle");
@@ -135,6 +134,7 @@ function end() {
 function mute(muted) {
   microphone.muted = muted;
   $("mute").setAttribute("aria-pressed", muted);
+  $("mute").querySelector("use").setAttribute("href", muted ? "#i-mute" : "#i-mic");
   if (["listening", "muted"].includes(state.now)) become("listening");
 }
 
@@ -193,7 +193,7 @@ function letGo(force = false) {
     return become("hearing");
   }
   state.pressed = state.locked = false;
-  link.send({ type: "commit" });
+  tell({ type: "commit" });
   dialogue.finish();
 }
 
@@ -201,9 +201,7 @@ function type(text) {
   if (!text) return;
   if (window.AudioWorkletNode) player.start();
   dialogue.typed(text);
-  const message = { messages: [{ role: "user", content: [{ type: "text", text }] }] };
-  if (link.send(message)) return;
-  state.waiting.push(message);
+  tell({ messages: [{ role: "user", content: [{ type: "text", text }] }] });
   link.open();
 }
 
@@ -248,17 +246,22 @@ function frame(pcm, level) {
   strip.mine(level);
   link.watch();
   if (settings.push) {
-    if (state.pressed) link.send(pcm);
+    if (state.pressed) tell(pcm);
     return strip.probability(state.pressed ? 1 : 0);
   }
-  const when = performance.now();
-  if (link.send(pcm)) clock.sent(when);
-  else {
-    state.missed.push([pcm, when]);
-    if (state.missed.length > MISSED_FRAMES) state.missed.shift();
-  }
+  tell(pcm, performance.now());
   if (!player.playing) gate.quiet();
   else if (gate.opens(level)) bargeIn();
+}
+
+/** Send it, in order, now or when the connection is there. `when`: sound of the open microphone was spoken then. */
+function tell(message, when) {
+  if (!state.waiting.length && link.send(message)) {
+    if (when) clock.sent(when);
+    return;
+  }
+  state.waiting.push([message, when]);
+  if (state.waiting.length > WAITING) state.waiting.splice(state.waiting.findIndex(([waits]) => waits instanceof ArrayBuffer), 1);
 }
 
 /** Somebody seems to talk over the answer: silent at once, and for good when the server heard it too. */
@@ -310,15 +313,15 @@ function opened() {
   if (state.troubled) face.noNotice();
   // What the server has to tell about the session comes first.
   setTimeout(() => {
-    for (const message of state.waiting.splice(0)) link.send(message);
-    for (const [pcm, when] of state.missed.splice(0)) if (link.send(pcm)) clock.sent(when);
+    for (const [message, when] of state.waiting.splice(0)) tell(message, when);
   }, 0);
-  become(state.waiting.length ? "thinking" : "listening");
+  if (state.pressed) become("hearing");
+  else become(state.waiting.some(([message]) => !(message instanceof ArrayBuffer)) ? "thinking" : "listening");
 }
 
 function lost(why) {
   dialogue.lost();
-  state.pressed = state.locked = false;
+  if (why.kind !== "lost") state.waiting = state.waiting.filter(([message]) => !(message instanceof ArrayBuffer));
   become(why.kind);
   notice(words.linkTrouble(why));
 }

@@ -25,7 +25,7 @@ export function notice(trouble, act) {
   $("notice").hidden = false;
   $("notice-title").textContent = trouble.title;
   $("notice-text").textContent = trouble.text;
-  $("notice-code").textContent = trouble.code ?? "";
+  $("notice-code").replaceChildren(...(trouble.code ?? "").split(" ").flatMap((word) => [unbroken(word), " "]));
   $("notice-code").hidden = !trouble.code;
   $("notice-action").hidden = !trouble.action;
   $("notice-action").textContent = ACTIONS[trouble.action] ?? "";
@@ -33,6 +33,13 @@ export function notice(trouble, act) {
     noNotice();
     act();
   };
+}
+
+/** A word of a command: its hyphens are no place to break. */
+function unbroken(word) {
+  const span = document.createElement("span");
+  span.textContent = word;
+  return span;
 }
 
 export function noNotice() {

@@ -21,21 +21,20 @@ Act = Callable[..., dict[str, Any]]
 """`act("name", url, wav=…, camera=…, help={ask: do})`: run a scenario; what it saw."""
 
 QUESTION = "please tell me a long story about the king and the queen and the old house on the hill"
-INTERRUPTION = "stop that and tell me about the house"
+INTERRUPTION = "can you see the cup on my table"
 
 
 @pytest.fixture(scope="session")
-def act() -> Act:
-    programs = [shutil.which("node"), shutil.which("chromium")]
-    if None in programs:
-        pytest.skip("chromium or node is not installed")
-    node, chrome = programs
+def act(node: str) -> Act:
+    chrome = shutil.which("chromium")
+    if chrome is None:
+        pytest.skip("chromium is not installed")
     _install()
 
     def run(name: str, url: str, *args: str, help: dict[str, Callable[[], None]] | None = None, **given: Any) -> Any:
         media = {kind: str(given.pop(kind)) for kind in ("wav", "camera") if kind in given}
         said = orjson.dumps({"url": url, "chrome": chrome, "media": media, "args": args, **given})
-        command = [str(node), str(HERE / "scenarios.mjs"), name]
+        command = [node, str(HERE / "scenarios.mjs"), name]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=HERE) as process:
             assert process.stdin and process.stdout
             process.stdin.write(said + b"\n")
@@ -63,6 +62,14 @@ def _install() -> None:
             pytest.skip("npm is not installed")
         command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
         subprocess.run(command, cwd=HERE, check=True, timeout=120, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("node is not installed")
+    return program
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,16 @@ const scenarios = {
     return { said, heard: (await turns(page))[1].heard, mistakes: page.mistakes };
   },
 
+  /** A phone in the same network, with a certificate that nobody signed. */
+  async phone(browser) {
+    const phone = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, ignoreHTTPSErrors: true };
+    const page = await open(browser, given.url, phone);
+    const secure = await page.evaluate(() => isSecureContext);
+    await page.tap("#start");
+    await page.waitForFunction(() => document.querySelector(".turn.assistant .heard")?.textContent);
+    return { secure, turns: await turns(page), mistakes: page.mistakes };
+  },
+
   /** One place, two people. */
   async full(browser) {
     const first = await open(browser, given.url, { permissions: [] });

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.serving import Server, running
+from tests.server.serving import ROOT, Server, free_port, running
 from tests.web.conftest import QUESTION, Act
 
 AUDIBLE = 0.01
@@ -156,6 +157,41 @@ def test_an_insecure_address_is_explained(act: Act, server: Server) -> None:
     assert saw["said"].startswith("Not a secure address.")
     assert "--https" in saw["said"]
     assert "typing works" in saw["heard"]
+
+
+def test_a_phone_may_use_its_camera_over_https(act: Act, tmp_path: Path, question: Path, still: Path) -> None:
+    port = free_port()
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "model_server.py"),
+        "--https",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "LOG_DIR": str(tmp_path)}
+    printed = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=printed, stderr=subprocess.STDOUT) as server:
+        assert server.stdout is not None
+        log: list[str] = []
+        try:
+            for line in server.stdout:
+                log.append(line.decode())
+                if "is ready" in log[-1]:
+                    break
+            mapped = "--host-resolver-rules=MAP echosight.test 127.0.0.1"
+            saw = act("phone", f"https://echosight.test:{port}", mapped, wav=question, camera=still)
+        finally:
+            server.terminate()
+    said = "".join(log)
+    assert f"https://127.0.0.1:{port}/" in said
+    assert "█▀▀▀▀▀█" in said
+    assert saw["secure"]
+    assert saw["turns"][0]["pictures"] == 1
+    assert saw["turns"][1]["heard"]
+    assert saw["mistakes"] == []
 
 
 def test_a_full_server_is_explained_and_waited_for(act: Act, tmp_path: Path) -> None:
