@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,8 @@ class OmniEngine:
             return None
         if self._is_due(conversation.id, turn, part):
             view = _view(conversation, self._stage.model.preamble, turn)
-            needed = await self._worker.call(lambda: self._stage.follow(view))
+            with _failing():
+                needed = await self._worker.call(lambda: self._stage.follow(view))
             self._needed[conversation.id] = (turn.id, needed)
         if self._listener is None or not isinstance(part, AudioPart):
             return None
@@ -98,12 +99,11 @@ class OmniEngine:
         view = _view(conversation, stage.model.preamble, None)
         begun: list[Answer] = []
         try:
-            await self._worker.call(lambda: begun.append(stage.begin(view, wish)))
-            async with aclosing(self._rounds.read(begun[0])) as pieces:
-                async for piece in pieces:
-                    yield _signed(piece, self.name)
-        except (RuntimeError, MemoryError) as error:
-            raise EngineFailure(f"The model failed: {error}") from error
+            with _failing():
+                await self._worker.call(lambda: begun.append(stage.begin(view, wish)))
+                async with aclosing(self._rounds.read(begun[0])) as pieces:
+                    async for piece in pieces:
+                        yield _signed(piece, self.name)
         finally:
             if not self._closed:
                 # In the model's thread, so behind a step or a beginning that a cancelled reader left running.
@@ -147,6 +147,15 @@ class OmniEngine:
             instructions=_lines(wanted, _in_language(language)) or None,
             seed=self._seed,
         )
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    """What torch raises (out of memory, say) is the failure of a turn."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise EngineFailure(f"The model failed: {error}") from error
 
 
 def _view(conversation: Conversation, preamble: str, turn: OpenTurn | None) -> View:

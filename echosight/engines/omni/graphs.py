@@ -24,7 +24,7 @@ class Recorder:
     """
 
     def __init__(self, device: torch.device | str, *, enabled: bool = True) -> None:
-        self._enabled = enabled and torch.device(device).type == "cuda"
+        self.enabled = enabled and torch.device(device).type == "cuda"
         self._graphs: dict[Hashable, tuple[Any, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
@@ -32,11 +32,11 @@ class Recorder:
 
     def another(self) -> Recorder:
         """One that records on its own memory, for another stream."""
-        return Recorder(self._device, enabled=self._enabled)
+        return Recorder(self._device, enabled=self.enabled)
 
     def run(self, name: str, key: Hashable, function: Function, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`function(*inputs)`, with results of the caller's own. `key` None: shapes that hardly come again."""
-        if not self._enabled or key is None or name in self._refused:
+        if not self.enabled or key is None or name in self._refused:
             return function(*inputs)
         if (name, key) not in self._graphs:
             try:

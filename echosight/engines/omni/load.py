@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -125,9 +126,12 @@ def check_memory(source: str, needed: int, free: int, device: str) -> None:
 
 
 def _need_extra(source: str) -> None:
-    for module in ("torch", "transformers"):
+    for module in ("torch", "transformers", "accelerate"):
         if importlib.util.find_spec(module) is None:
             raise SetupError(f"Omni models need {module}: uv run --extra local model_server.py --model {source}")
+    found = importlib.metadata.version("transformers")
+    if int(found.partition(".")[0]) < 5:
+        raise SetupError(f"Omni models need transformers 5, and {found} is installed: uv sync --extra local")
 
 
 def _looks_like_path(source: str) -> bool:
@@ -174,7 +178,8 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     config = read_config(folder)
     check_config(source, config)
     limits = Limits(context=context, answers=capacity)
-    rows = row_bytes(config, limits, dtype) if device.startswith("cuda") else 0
+    # Twice: conversations keep caches of their own beside the rows.
+    rows = 2 * row_bytes(config, limits, dtype) if device.startswith("cuda") else 0
     check_memory(source, weight_bytes(folder, dtype) + rows, free_bytes(device), device)
     progress("weights", 0.2)
     model = read_model(folder, config["model_type"], device, dtype, limits)

@@ -41,7 +41,7 @@ class OmniModel(ABC):
     """Codes that are never spoken, (vocabulary) bool."""
     preamble: str = ""
     """What the system prompt has to begin with."""
-    chances_a_frame: int = 1
+    codebooks: int = 1
     output_rate = 24_000
 
     def __init__(
@@ -165,8 +165,8 @@ class OmniModel(ABC):
         """A step of the talker: each mouth is given its cue (n, width) and adds a frame, or ends."""
         step = self.talking.step(mouths)
         owners = step.owners()
-        silent = [0.0] * self.chances_a_frame
-        chances = step.place([m.dice.throw(self.chances_a_frame) for m in mouths], silent)
+        silent = [0.0] * self.codebooks
+        chances = step.place([m.dice.throw(self.codebooks) for m in mouths], silent)
         frames, carry, seen = self._run_talker(
             step,
             (torch.stack([m.carry for m in mouths]) + cues)[owners],
@@ -195,7 +195,7 @@ class OmniModel(ABC):
             width, codes = self.talker.get_input_embeddings().weight.shape[::-1]
             heard = torch.zeros(len(step.rows), width, dtype=self.dtype, device=self.device)
             seen = torch.zeros(len(step.rows), codes, dtype=torch.bool, device=self.device)
-            chances = torch.zeros(len(step.rows), self.chances_a_frame, device=self.device)
+            chances = torch.zeros(len(step.rows), self.codebooks, device=self.device)
             self._run_talker(step, heard, nothing, seen, chances, tastes)
 
     def _run_thinker(

@@ -44,7 +44,7 @@ class Qwen3Omni(OmniModel):
         if self.talks:
             talker = model.config.talker_config
             self.speakers = tuple(talker.speaker_id)
-            self.chances_a_frame = talker.num_code_groups
+            self.codebooks = talker.num_code_groups
             self.codec_ends = frozenset({talker.codec_eos_token_id})
             vocabulary = talker.text_config.vocab_size
             self.suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
@@ -147,7 +147,7 @@ class Qwen3Omni(OmniModel):
             tastes.repetition_penalty,
         )
         heard, length = torch.cat([hidden, embedding], 1), 0
-        for group in range(1, self.chances_a_frame):
+        for group in range(1, self.codebooks):
             new = heard.shape[1]
             length += new
             mask = torch.ones(new, length, dtype=torch.bool, device=self.device).tril(length - new)

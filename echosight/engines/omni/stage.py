@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,8 @@ from echosight.engines.omni.memory import Memory, View
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.vocoder import SideStream
 from echosight.errors import EngineFull
+
+VOCODER_WARM_UP = 150
 
 
 class Stage:
@@ -29,17 +32,26 @@ class Stage:
         """Have everything recorded that an answer would otherwise stop for."""
         with torch.inference_mode():
             self.model.record_steps()
+            if self.model.recorder.enabled and self.model.talks:
+                for samples in self._aside.run(self._vocode_nothing):
+                    samples.pcm()
+
+    def _vocode_nothing(self) -> list[torch.Tensor]:
+        """Frames until every shape of window came up."""
+        frames = [(0,) * self.model.codebooks] * VOCODER_WARM_UP
+        vocoder = self.model.new_vocoder(self.model.speakers[0], 0)
+        return [piece for end in range(1, len(frames)) for piece in vocoder.push(frames[:end], final=False)]
 
     def follow(self, view: View) -> int:
         """Compute what can be computed of the user's open turn; samples of it with which there is more to compute."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._whole(view.id):
             memory = self._memory(view.id)
             memory.follow(view)
             return memory.samples_needed
 
     def begin(self, view: View, wish: Wish) -> Answer:
         """Start an answer; `end` has to follow."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._whole(view.id):
             answer = Answer(self.model, self._memory(view.id), view, wish, self._aside)
             try:
                 answer.begin()
@@ -66,6 +78,15 @@ class Stage:
 
     def release(self, conversation_id: str) -> None:
         self._memories.pop(conversation_id, None)
+
+    @contextmanager
+    def _whole(self, conversation_id: str) -> Iterator[None]:
+        """Caches that broke off halfway cannot be told from whole ones, so they are given up."""
+        try:
+            yield
+        except BaseException:
+            self._memories.pop(conversation_id, None)
+            raise
 
     def _memory(self, conversation_id: str) -> Memory:
         """The conversation's memory, now the most recently used; the one unused for longest makes room for it."""

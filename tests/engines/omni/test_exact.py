@@ -245,13 +245,49 @@ def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any) -> None:
         assert (again - first_logits(lone._memories[seen.id], after)).abs().max() <= CLOSE
 
 
+def test_answers_end_where_the_model_ends_them(stage: Stage, model: Any) -> None:
+    whole = ask(stage, view(FIRST), replace(wish(model, 12, Taste(1.0), Taste(1.0)), seed=4))
+    last_token = next(n for n, token in enumerate(whole.tokens) if n > 3 and token not in whole.tokens[:n])
+    codes = [frame[0] for frame in whole.frames]
+    last_code = next(n for n, code in enumerate(codes) if n > 3 and code not in codes[:n])
+    model.text_ends, model.codec_ends = frozenset({whole.tokens[last_token]}), frozenset({codes[last_code]})
+    ended = ask(stage, view(FIRST), replace(wish(model, 12, Taste(1.0), Taste(1.0)), seed=4))
+    assert ended.tokens == whole.tokens[:last_token]
+    assert ended.summary is not None and ended.summary.finish == "stop"
+    # The speech is given the end of the text where it was given words before, so it may end elsewhere.
+    assert ended.frames[: last_token - 1] == whole.frames[: min(last_token - 1, last_code)]
+    assert len(ended.pcm) > 0 and ended.kinds.endswith("S")
+
+
+def test_an_answer_without_words_is_silent(stage: Stage, model: Any) -> None:
+    model.text_ends = frozenset(range(1000))
+    said = ask(stage, view(FIRST), wish(model))
+    assert (said.text, said.pcm, said.kinds) == ("", b"", "S")
+    assert said.summary is not None and said.summary.usage.output_text == 0
+
+
+def test_caches_that_broke_off_are_given_up(stage: Stage, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = first_logits(Memory(model, 3000), view(FIRST))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_talker_forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            stage.begin(view(FIRST), wish(model))
+    assert "talk" not in stage._memories
+    stage.end("talk", [stage.begin(view(FIRST), wish(model))])
+    assert (first_logits(stage._memories["talk"], view(FIRST)) - expected).abs().max() <= CLOSE
+
+
 def test_rows_as_a_gpu_has_them_decode_the_same(stage: Stage, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     views = [view(FIRST, name="a"), view(SECOND, name="b"), view(user("t", TextPart("hello")), name="c")]
     alone = [ask(stage, seen, wish(model, 4 + n)) for n, seen in enumerate(views)]
     for name, layout in (("thinking", model.thinker.config.text_config), ("talking", model._talker_layout())):
         fixed = Rows("cpu", torch.float32, layout, rows=4, length=700, fixed=True)
         monkeypatch.setattr(model, name, fixed)
-    stage.warm_up()
+    model.record_steps()
     begun = [(seen.id, stage.begin(seen, wish(model, 4 + n))) for n, seen in enumerate(views)]
     for solo, joint in zip(alone, run(stage, *begun), strict=True):
         assert (joint.text, joint.frames) == (solo.text, solo.frames)
