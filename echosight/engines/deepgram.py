@@ -66,7 +66,7 @@ class DeepgramTranscriber:
         return stream.news()
 
     async def finish(self, utterance: str) -> Transcript:
-        """A connection that broke is made anew, and all is sent again. Raises `Unavailable`, `Refused`, EngineFailure."""
+        """Where the connection broke, all is sent again on another. Raises `Unavailable`, `Refused`, EngineFailure."""
         if utterance not in self._streams:
             raise EngineFailure("The transcriber heard nothing of this turn")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from asyncio import sleep
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
@@ -66,4 +66,4 @@ async def _pause(error: Unavailable, pause: float | None) -> None:
     if pause is None or wait > LONGEST_S:
         raise error
     log.warning("%s; another attempt in %g s", error.message, wait)
-    await asyncio.sleep(wait)
+    await sleep(wait)

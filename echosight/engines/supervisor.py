@@ -32,7 +32,7 @@ PATIENCE_S = 3.0
 
 
 class Supervisor:
-    """`command(port)` is run until `close`; `up` is set while it is well, `down` once it is given up."""
+    """`command(port)` is run until `close`; `up` is set while it is well, `down` once it is given up or closed."""
 
     def __init__(
         self, name: str, command: Callable[[int], Sequence[str]], *, check_s: float = CHECK_S, pause_s: float = PAUSE_S
@@ -65,7 +65,8 @@ class Supervisor:
             self._owner.result()
 
     async def close(self) -> None:
-        """Stop the process."""
+        """Stop the process for good."""
+        self.down = True
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.cancel()

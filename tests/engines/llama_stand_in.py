@@ -1,0 +1,51 @@
+"""A process that speaks as llama-server does: `python llama_stand_in.py --model FILE --port PORT …`.
+
+It answers with the number of its process. A file `broken` beside the model keeps it from starting, `ill` from being well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+model = Path(options["--model"])
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if model.with_name("ill").exists():
+            self.send_error(503)
+        elif self.path == "/health":
+            self.reply("application/json", b'{"status":"ok"}')
+        else:
+            self.reply("application/json", json.dumps({"data": [{"id": model.name}]}).encode())
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not asked.get("stream"):
+            with model.with_name("ahead").open("a") as file:
+                file.write(json.dumps(asked["messages"]) + "\n")
+            self.reply("application/json", b'{"choices":[]}')
+            return
+        said = {"choices": [{"delta": {"content": str(os.getpid())}, "finish_reason": "stop"}]}
+        self.reply("text/event-stream", b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n")
+
+    def reply(self, kind: str, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+if model.with_name("broken").exists():
+    sys.exit("error: failed to load the model")
+model.with_name("arguments").write_text(" ".join(sys.argv[1:]))
+ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
