@@ -52,10 +52,10 @@ def _chat(spec: str, settings: Settings) -> Chat:
         from echosight.engines.http.chat import at
 
         return at(spec, settings)
-    if spec.endswith(".gguf"):
-        return CHATS.make(f"llama:{spec}", settings)
     if spec.partition(":")[0] in CHATS.makers:
         return CHATS.make(spec, settings)
+    if spec.endswith(".gguf"):
+        return CHATS.make(f"llama:{spec}", settings)
     return CHATS.make(f"local:{spec}", settings)
 
 

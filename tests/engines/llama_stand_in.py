@@ -1,6 +1,6 @@
 """A process that speaks as llama-server does: `python llama_stand_in.py --model FILE --port PORT …`.
 
-It answers with the number of its process. A file `broken` beside the model keeps it from starting, `ill` from being well.
+It answers with the number of its process. Files beside the model: `broken` keeps it from starting, `ill` from health.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Upstream:
     def __init__(
         self, url: str, key: str | None = None, *, scheme: str = "Bearer", silence_s: float = SILENCE_S
     ) -> None:
-        self.url = _address(url.rstrip("/"))
+        self.url = _address(url)
         self._headers = {"Authorization": f"{scheme} {key}"} if key else {}
         self._silence_s = silence_s
         self._client: httpx.AsyncClient | None = None
@@ -147,7 +147,7 @@ def key_for(url: str, settings: Settings) -> str | None:
 
 def _address(url: str) -> httpx.URL:
     with contextlib.suppress(httpx.InvalidURL):
-        address = httpx.URL(url)
+        address = httpx.URL(url.rstrip("/"))
         if address.scheme in ("http", "https") and address.host:
             return address
     raise SetupError(f"{url} is no address; give one such as http://localhost:8000/v1")
