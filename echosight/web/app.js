@@ -51,7 +51,7 @@ const state = {
   pressed: false, // push to talk is held,
   locked: false, // or was tapped
   troubled: false, // the notice is about the connection
-  glimpses: [], // pictures that were sent and belong to the next turn
+  glimpse: null, // the last picture that was sent between turns: the server adds it to the next one
   waiting: [], // messages and sound for a socket that is not open yet: [message, when it was spoken]
 };
 
@@ -283,14 +283,15 @@ async function picture(source, blob, size) {
   $(`${source}-sight`).classList.remove("sent");
   requestAnimationFrame(() => $(`${source}-sight`).classList.add("sent"));
   if (turn && dialogue.user === turn) turn.picture(blob, size, source);
-  else state.glimpses = [...state.glimpses.filter((glimpse) => glimpse[2] !== source), [blob, size, source]];
+  else state.glimpse = [blob, size, source];
 }
 
 function userBegan(turn) {
   clearTimeout(state.confirm);
-  for (const glimpse of state.glimpses.splice(0)) turn.picture(...glimpse);
+  if (state.glimpse) turn.picture(...state.glimpse);
+  state.glimpse = null;
   const live = Object.values(sights).filter((sight) => sight.live);
-  // The server keeps one picture for the next turn; of two sources one is missing.
+  // Of two sources one is missing, then.
   if (live.length > 1) for (const sight of live) sight.forget();
   if (settings.push) for (const sight of live) sight.look();
 }
@@ -372,9 +373,9 @@ async function introduce() {
       face.noNotice();
       become("listening");
     }
-    const recorded = body.recording ? "; it may be recorded there" : "";
+    const recorded = body.recording ? ", where it may be recorded" : "";
     $("model").textContent = body.model ?? "";
-    $("where").textContent = `What you say and show goes to ${location.host} and nowhere else${recorded}.`;
+    $("where").textContent = `This page sends what you say and show to ${location.host} only${recorded}.`;
     settings.offer(body);
   } catch {
     notice(words.linkTrouble({ kind: "lost" }));
@@ -382,6 +383,7 @@ async function introduce() {
 }
 
 $("camera").setAttribute("aria-pressed", state.cameraWanted);
+$("screen").hidden = !navigator.mediaDevices?.getDisplayMedia; // Phones cannot.
 navigator.mediaDevices?.addEventListener?.("devicechange", () => settings.devices());
 become("idle");
 if (!isSecureContext) notice(words.insecure());

@@ -130,6 +130,7 @@ class UserTurn extends Turn {
     this.text = "";
     this.final = false;
     this.urls = [];
+    this.sent = {};
     this.element.classList.add("partial");
   }
 
@@ -153,19 +154,22 @@ class UserTurn extends Turn {
     this.said.textContent = `Not understood: ${message}`;
   }
 
-  /** A picture that was sent with this turn; of many the last is shown. */
+  /** A picture that was sent with this turn; of many the last of each source is shown. */
   picture(blob, { width, height }, source) {
     const figure = document.createElement("figure");
     const image = new Image(width, height);
     const url = URL.createObjectURL(blob);
     this.urls.push(url);
+    this.sent[source] = (this.sent[source] ?? 0) + 1;
     image.src = url;
     image.alt = `Picture of the ${source} that was sent with this turn`;
     const caption = document.createElement("figcaption");
     const weight = `${Math.max(1, Math.round(blob.size / 1024))} kB`;
-    caption.textContent = this.urls.length > 1 ? `The last of ${this.urls.length}, ${weight}` : `${width} × ${height}, ${weight}`;
+    caption.textContent = this.sent[source] > 1 ? `The last of ${this.sent[source]}, ${weight}` : `${width} × ${height}, ${weight}`;
     figure.append(image, caption);
-    this.talk.changed(() => this.margin.replaceChildren(figure));
+    figure.dataset.source = source;
+    const before = this.margin.querySelector(`[data-source="${source}"]`);
+    this.talk.changed(() => (before ? before.replaceWith(figure) : this.margin.append(figure)));
   }
 
   remove() {

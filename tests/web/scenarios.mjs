@@ -140,6 +140,22 @@ const scenarios = {
     return { secure, turns: await turns(page), mistakes: page.mistakes };
   },
 
+  /** The screen beside the camera. */
+  async screen(browser) {
+    const page = await open(browser, given.url, { storage: { echo: false, mode: "push" } });
+    await page.click("#start");
+    await status(page, "Ready");
+    await page.click("#screen");
+    await page.waitForSelector("#screen-sight:not([hidden])");
+    await page.evaluate(() => document.activeElement.blur());
+    await page.keyboard.down("Space");
+    await page.waitForFunction(() => document.querySelectorAll(".turn.user .margin img").length === 2);
+    await page.keyboard.up("Space");
+    const shown = await page.$$eval(".turn.user img", (images) => images.map((image) => image.alt));
+    await page.click("#screen");
+    return { shown, hidden: await page.isHidden("#screen-sight"), pressed: await page.getAttribute("#screen", "aria-pressed") };
+  },
+
   /** One place, two people. */
   async full(browser) {
     const first = await open(browser, given.url, { permissions: [] });
