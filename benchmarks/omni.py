@@ -79,7 +79,10 @@ def prefill(model: OmniModel, clock: Clock, item: Item) -> None:
 
 
 def first_pieces(model: OmniModel, clock: Clock, item: Item, wish: Wish) -> None:
-    """From the end of speech to the first text and the first speech, alone on the model."""
+    """From the end of speech to the first text and the first speech, alone on the model.
+
+    From here on only the beginning waits for the device: waiting in between would hold up the vocoder's stream.
+    """
     text, speech = [], []
     for _ in range(REPEATS + 1):
         stage = Stage(model, 1, 256)
@@ -89,8 +92,8 @@ def first_pieces(model: OmniModel, clock: Clock, item: Item, wish: Wish) -> None
         heard = written = 0.0
         while not heard:
             for piece in stage.advance([answer])[0]:
-                written = written or (isinstance(piece, TextPiece) and clock() - start) or 0.0
-                heard = heard or (isinstance(piece, SpeechPiece) and clock() - start) or 0.0
+                written = written or (isinstance(piece, TextPiece) and time.perf_counter() - start) or 0.0
+                heard = heard or (isinstance(piece, SpeechPiece) and time.perf_counter() - start) or 0.0
         stage.end("talk", [answer])
         text.append(written * 1000)
         speech.append(heard * 1000)
@@ -120,21 +123,22 @@ def read_bytes(model: OmniModel) -> int:
     return int(read + head.numel() * head.element_size())
 
 
-def decode(model: OmniModel, clock: Clock, item: Item, device: str) -> None:
+def decode(model: OmniModel, item: Item, device: str) -> None:
     """Text alone, against the time that the weights take to be read."""
     stage = Stage(model, 1, 256)
     answer = stage.begin(view(item), Wish(Taste(), TEXT_STEPS))
     stage.advance([answer])
     times = []
     while not answer.done:
-        start = clock()
+        start = time.perf_counter()
         stage.advance([answer])
-        times.append((clock() - start) * 1000)
+        times.append((time.perf_counter() - start) * 1000)
     stage.end("talk", [answer])
-    floor = read_bytes(model) / bandwidth(device) * 1000
+    speed = bandwidth(device)
+    floor = read_bytes(model) / speed * 1000
     step = statistics.median(times)
     say("text of one answer", f"{1000 / step:.1f} tokens/s")
-    say(f"its floor by memory bandwidth ({bandwidth(device) / 1e9:.0f} GB/s)", f"{1000 / floor:.1f} tokens/s")
+    say(f"its floor by memory bandwidth ({speed / 1e9:.0f} GB/s)", f"{1000 / floor:.1f} tokens/s")
     say("share of the floor reached", f"{floor / step * 100:.0f} %")
 
 
@@ -148,14 +152,14 @@ def together(model: OmniModel, clock: Clock, count: int, seconds: float, wish: W
     answers: list[Answer] = [stage.begin(view(item, name=item.id), wish) for item in items]
     first, samples, steps = [0.0] * count, [0] * count, []
     while not all(answer.done for answer in answers):
-        before = clock()
+        before = time.perf_counter()
         results = stage.advance(answers)
-        steps.append((clock() - before) * 1000)
+        steps.append((time.perf_counter() - before) * 1000)
         for at, pieces in enumerate(results):
             spoke = sum(len(piece.pcm) // 2 for piece in pieces if isinstance(piece, SpeechPiece))
             samples[at] += spoke
-            first[at] = first[at] or (clock() - start if spoke else 0.0)
-    wall = clock() - start
+            first[at] = first[at] or (time.perf_counter() - start if spoke else 0.0)
+    wall = time.perf_counter() - start
     for item, answer in zip(items, answers, strict=True):
         stage.end(item.id, [answer])
     audio = min(samples) / model.output_rate
@@ -199,7 +203,7 @@ def main() -> None:
         wish = Wish(Taste(), int(limits.frames * 0.3) + 1, model.speakers[0], seed=1)
         prefill(model, clock, item)
         first_pieces(model, clock, item, wish)
-        decode(model, clock, item, device)
+        decode(model, item, device)
         together(model, clock, 1, options.seconds, wish)
         for count in counts:
             together(model, clock, count, options.seconds, wish)

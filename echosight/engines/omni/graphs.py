@@ -26,9 +26,14 @@ class Recorder:
     def __init__(self, device: torch.device | str, *, enabled: bool = True) -> None:
         self.enabled = enabled and torch.device(device).type == "cuda"
         self._graphs: dict[Hashable, tuple[Any, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
-        self._refused: set[Hashable] = set()
+        self._refused: set[str] = set()
         self._pool: Any = None
         self._device = device
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Functions that could not be recorded."""
+        return frozenset(self._refused)
 
     def another(self) -> Recorder:
         """One that records on its own memory, for another stream."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from echosight.engines.omni.context import Context, Segment
 from echosight.engines.omni.graphs import Recorder
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.positions import decode_places, prompt_places
-from echosight.engines.omni.rows import RowStep, trim
+from echosight.engines.omni.rows import Brief, RowStep, trim
 from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose
 from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import CausalVocoder, Vocoder
@@ -136,7 +135,7 @@ class Qwen3Omni(OmniModel):
         self, hidden: torch.Tensor, first: torch.Tensor, chance: torch.Tensor, tastes: Tastes
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The whole frame (b, codebooks) by the code predictor, and the sum of its codes' embeddings (b, width)."""
-        predictor, cache = self.talker.code_predictor, DynamicCache()
+        predictor, cache = self.talker.code_predictor, Brief()
         embedding = self.talker.get_input_embeddings()(first)[:, None]
         carry, codes = embedding[:, 0], [first]
         batch = len(first)
