@@ -35,6 +35,7 @@ import uvloop
 
 from benchmarks.host import Load, Reading, cores, serving
 from benchmarks.peers import LiveKit, Pipecat
+from benchmarks.realtime import Realtime
 from benchmarks.users import Dialect, User, converse
 from benchmarks.workload import ANSWER_BYTES, THINK_MS, Clip, clip, scripts
 
@@ -53,6 +54,7 @@ OURS = ("model_server.py", "--model", "stub", "--host", "127.0.0.1", "--port", "
 TARGETS = (
     Target("EchoSight", OURS, Dialect()),
     Target("EchoSight, binary audio", OURS, Dialect(binary=True)),
+    Target("EchoSight, /v1/realtime", OURS, Realtime()),
     Target("practical floor", ("benchmarks/floor.py", "{port}"), Dialect()),
 )
 PEERS = (
