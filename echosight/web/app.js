@@ -1,6 +1,5 @@
 // The page: brings microphone, pictures, socket, loudspeaker and what is seen together.
 
-import { pictureMessage, Sight } from "./camera.js";
 import { SpokenClock } from "./clock.js";
 import { Dialogue } from "./dialogue.js";
 import * as face from "./face.js";
@@ -8,7 +7,8 @@ import { about, Link } from "./link.js";
 import { Gate, Microphone } from "./microphone.js";
 import { ownName } from "./name.js";
 import { Player } from "./player.js";
-import { kept, keep, Settings } from "./settings.js";
+import { Settings } from "./settings.js";
+import { Sights } from "./sights.js";
 import { Strip } from "./strip.js";
 import { Talk } from "./talk.js";
 import * as words from "./words.js";
@@ -30,28 +30,22 @@ const player = new Player({
   position: (id, ms, over) => dialogue.position(id, ms, over),
   level: (level) => strip.theirs(level),
 });
-const microphone = new Microphone({ frame, lost: () => lostDevice("microphone") });
-const sights = {
-  camera: new Sight($("camera-video"), { picture: (...p) => picture("camera", ...p), lost: () => lostDevice("camera") }),
-  screen: new Sight($("screen-video"), { picture: (...p) => picture("screen", ...p), lost: () => hide("screen") }),
-};
+const microphone = new Microphone({ frame, lost: lostMicrophone });
 const link = new Link(
   { uid: await ownName(), token: () => settings.token, hello: () => settings.message("subscribe", microphone.rate) },
   { record: (message, pcm) => dialogue.take(message, pcm), open: opened, lost },
 );
 const dialogue = new Dialogue(
   { talk, player, clock, send: (message) => link.send(message) },
-  { became: become, trouble: notice, began: userBegan, probability: (p) => strip.probability(p) },
+  { became: become, trouble: notice, began, probability: (p) => strip.probability(p) },
 );
+const sights = new Sights({ settings, link, turn: () => dialogue.user, notice });
 
 const state = {
   now: "idle",
-  cameraWanted: kept("camera") !== "off",
-  facing: "user",
   pressed: false, // push to talk is held,
   locked: false, // or was tapped
   troubled: false, // the notice is about the connection
-  glimpse: null, // the last picture that was sent between turns: the server adds it to the next one
   waiting: [], // messages and sound for a socket that is not open yet: [message, when it was spoken]
 };
 
@@ -59,9 +53,6 @@ const state = {
 
 $("start").onclick = () => (microphone.live ? end() : start());
 $("end").onclick = end;
-$("camera").onclick = () => wantCamera(!state.cameraWanted);
-$("screen").onclick = () => (sights.screen.live ? hide("screen") : look("screen"));
-$("flip").onclick = flip;
 $("mute").onclick = () => mute(!microphone.muted);
 $("open-settings").onclick = openSettings;
 $("notice-close").onclick = face.noNotice;
@@ -84,6 +75,7 @@ addEventListener("keydown", (event) => {
   if (event.code === "Space" && pushable(event) && !event.repeat) press();
 });
 addEventListener("keyup", (event) => event.code === "Space" && pushable(event) && letGo());
+addEventListener("blur", () => letGo(true)); // Whoever looks elsewhere lets go of keys unseen.
 
 /** Whether a space bar is for talking: not where it types or presses something else. */
 function pushable(event) {
@@ -109,7 +101,8 @@ async function start() {
   else link.open();
   become(link.ready ? "listening" : "connecting");
   navigator.wakeLock?.request("screen").catch(() => {}); // A phone that saves its battery may refuse.
-  if (state.cameraWanted) await look("camera");
+  await sights.turnOn(true);
+  pace();
   $("flip").hidden = (await settings.devices()) < 2;
 }
 
@@ -119,8 +112,7 @@ function listen() {
 
 function end() {
   microphone.stop();
-  hide("camera");
-  hide("screen");
+  sights.turnOn(false);
   dialogue.stop();
   dialogue.lost();
   link.close();
@@ -136,45 +128,6 @@ function mute(muted) {
   $("mute").setAttribute("aria-pressed", muted);
   $("mute").querySelector("use").setAttribute("href", muted ? "#i-mute" : "#i-mic");
   if (["listening", "muted"].includes(state.now)) become("listening");
-}
-
-function wantCamera(wanted) {
-  state.cameraWanted = wanted;
-  keep("camera", wanted ? "on" : "off");
-  $("camera").setAttribute("aria-pressed", wanted);
-  if (!wanted) hide("camera");
-  else if (microphone.live) look("camera");
-}
-
-/** Show the model what `name`, the camera or the screen, sees. */
-async function look(name) {
-  if (!navigator.mediaDevices) return notice(words.insecure());
-  const sight = sights[name];
-  try {
-    if (name === "screen") await sight.screen();
-    else await sight.camera({ deviceId: settings.get("camera"), facingMode: state.facing });
-  } catch (error) {
-    hide(name);
-    if (name === "camera") $("camera").setAttribute("aria-pressed", false);
-    const trouble = words.deviceTrouble(error, name);
-    return trouble && notice(trouble, () => wantCamera(true));
-  }
-  $(`${name}-sight`).hidden = false;
-  $(`${name}-sight`).classList.toggle("mirrored", name === "camera" && sight.facing !== "environment");
-  $(name).setAttribute("aria-pressed", true);
-  pace();
-}
-
-function hide(name) {
-  sights[name].stop();
-  $(`${name}-sight`).hidden = true;
-  if (name === "screen") $("screen").setAttribute("aria-pressed", false);
-}
-
-function flip() {
-  state.facing = state.facing === "user" ? "environment" : "user";
-  settings.form.elements.camera.value = "";
-  if (sights.camera.live) look("camera");
 }
 
 /** Push to talk: held, or locked by a tap. */
@@ -208,7 +161,7 @@ function type(text) {
 function reset() {
   dialogue.stop();
   dialogue.forget();
-  for (const sight of Object.values(sights)) sight.forget();
+  sights.forget();
   link.send({ type: "reset" });
   $("settings").close();
 }
@@ -225,7 +178,7 @@ async function changed(name) {
   } else if (["microphone", "echo"].includes(name) && microphone.live) {
     await listen().catch((error) => notice(words.deviceTrouble(error, "microphone"), start));
     configure();
-  } else if (name === "camera" && sights.camera.live) await look("camera");
+  } else if (name === "camera" && sights.camera.live) await sights.look("camera");
   if (TOLD.includes(name)) configure();
   if (name === "mode") become(microphone.live ? "listening" : "idle");
   pace();
@@ -274,43 +227,23 @@ function bargeIn() {
   }, CONFIRM_MS);
 }
 
-async function picture(source, blob, size) {
-  const turn = dialogue.user;
-  const message = link.ready && !link.clogged && (await pictureMessage(blob));
-  if (!message || !link.send(message)) return sights[source].forget();
-  $(`${source}-caption`).textContent = `Sent ${new Date().toLocaleTimeString()}, ${Math.round(blob.size / 1024)} kB`;
-  $(`${source}-sight`).getAnimations?.({ subtree: true }).forEach((animation) => animation.cancel());
-  $(`${source}-sight`).classList.remove("sent");
-  requestAnimationFrame(() => $(`${source}-sight`).classList.add("sent"));
-  if (turn && dialogue.user === turn) turn.picture(blob, size, source);
-  else state.glimpse = [blob, size, source];
-}
-
-function userBegan(turn) {
+/** The person's turn began. */
+function began(turn) {
   clearTimeout(state.confirm);
-  if (state.glimpse) turn.picture(...state.glimpse);
-  state.glimpse = null;
-  const live = Object.values(sights).filter((sight) => sight.live);
-  // Of two sources one is missing, then.
-  if (live.length > 1) for (const sight of live) sight.forget();
-  if (settings.push) for (const sight of live) sight.look();
+  sights.began(turn, settings.push);
 }
 
 /** Pictures come faster while the person speaks. */
 function pace() {
   const busy = settings.push ? state.pressed : state.now === "hearing";
-  const rate = link.ready && (busy || !settings.push) ? settings.number(busy ? "busyRate" : "idleRate") : 0;
-  for (const sight of Object.values(sights)) {
-    sight.width = settings.number("width");
-    sight.pace(rate);
-  }
+  sights.pace(link.ready && (busy || !settings.push) ? settings.number(busy ? "busyRate" : "idleRate") : 0);
 }
 
 // --- the connection ---------------------------------------------------------------------------------
 
 function opened() {
   clock.restart(false);
-  for (const sight of Object.values(sights)) sight.forget();
+  sights.forget();
   if (state.troubled) face.noNotice();
   // What the server has to tell about the session comes first.
   setTimeout(() => {
@@ -354,9 +287,8 @@ function notice(trouble, retry) {
   });
 }
 
-function lostDevice(kind) {
-  notice(words.gone(kind), kind === "camera" ? () => wantCamera(true) : start);
-  if (kind === "camera") return hide("camera");
+function lostMicrophone() {
+  notice(words.gone("microphone"), start);
   microphone.stop();
   become("listening");
 }
@@ -382,8 +314,6 @@ async function introduce() {
   }
 }
 
-$("camera").setAttribute("aria-pressed", state.cameraWanted);
-$("screen").hidden = !navigator.mediaDevices?.getDisplayMedia; // Phones cannot.
 navigator.mediaDevices?.addEventListener?.("devicechange", () => settings.devices());
 become("idle");
 if (!isSecureContext) notice(words.insecure());
