@@ -30,6 +30,10 @@ class TurnOptions:
     idle_ms: int | None = None
 
 
+AGGRESSIVENESS = (0.35, 0.5, 0.65, 0.8)
+"""The 0 to 3 of WebRTC's detector as thresholds of Silero's."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
     """How one answer is made. None means: as the session or the engine has it.

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from echosight.options import GenerateOptions, SessionOptions, TurnOptions
+from echosight.options import AGGRESSIVENESS, GenerateOptions, SessionOptions, TurnOptions
 
 _PREFIX = "SERVER_"
 _TURN = TurnOptions()
@@ -32,9 +32,9 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _own(variable: str, description: str, default: Any = "") -> Any:
+def _own(variable: str, description: str, default: Any = "", **limits: Any) -> Any:
     """A setting whose variable is known under a name of its own."""
-    return Field(default=default, validation_alias=variable, description=description)
+    return Field(default=default, validation_alias=variable, description=description, **limits)
 
 
 def _loopback_unless_asked(known: dict[str, Any]) -> str:
@@ -123,6 +123,17 @@ class Settings(BaseSettings):
     )
     max_turn_s: float = Field(default=_TURN.max_turn_ms / 1000, ge=1, description="longest turn that is spoken live")
 
+    default_system_prompt: str = _own("DEFAULT_SYSTEM_PROMPT", "instructions for bridge clients that give none")
+    default_vad_aggr: int = _own("DEFAULT_VAD_AGGR", "how sure speech must be, for bridge clients", 2, ge=0, le=3)
+    default_vad_start_ms: int = _own("DEFAULT_VAD_START_MS", "speech that begins their turns", 120, ge=20)
+    default_vad_end_ms: int = _own("DEFAULT_VAD_END_MS", "silence that ends their turns", 450, ge=32)
+    default_vad_pad_ms: int = _own("DEFAULT_VAD_PAD_MS", "audio kept from before their speech", 180, ge=0)
+    default_vad_max_ms: int = _own("DEFAULT_VAD_MAX_MS", "their longest turn", 5_000, ge=100)
+    default_vad_autoresp: bool = _own("DEFAULT_VAD_AUTORESP", "whether their turns are answered at once", True)
+    default_vad_interrupt_response: bool = _own(
+        "DEFAULT_VAD_INTERRUPT_RESPONSE", "whether their speech stops an answer", False
+    )
+
     max_sessions: int = Field(default=0, ge=0, description="sessions at once (0: what the engine can hold)")
     max_body_bytes: int = Field(default=32 << 20, ge=1024, description="largest HTTP body")
     max_message_bytes: int = Field(default=16 << 20, ge=1024, description="largest WebSocket message")
@@ -155,6 +166,18 @@ class Settings(BaseSettings):
         matches = [hmac.compare_digest(offered, known.get_secret_value().encode()) for known in self.api_tokens]
         return any(matches) or not matches
 
+    def bridge_turn(self) -> TurnOptions:
+        """How turns of bridge clients are found, once they ask for it."""
+        return TurnOptions(
+            threshold=AGGRESSIVENESS[self.default_vad_aggr],
+            prefix_padding_ms=self.default_vad_pad_ms,
+            min_speech_ms=self.default_vad_start_ms,
+            silence_ms=self.default_vad_end_ms,
+            max_turn_ms=self.default_vad_max_ms,
+            create_response=self.default_vad_autoresp,
+            interrupt_response=self.default_vad_interrupt_response,
+        )
+
     def session_options(self) -> SessionOptions:
         """What a session starts with."""
         turn = TurnOptions(
@@ -173,6 +196,7 @@ _GROUPS = {
     "model": "model",
     "enable_cloud_fallback": "parts",
     "vad_threshold": "turns",
+    "default_system_prompt": "bridge",
     "max_sessions": "limits",
     "record": "recordings",
 }

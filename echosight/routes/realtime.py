@@ -164,6 +164,8 @@ def _wire(socket: WebSocket, secret: Secret | None, beta: bool) -> RealtimeWire:
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,
         max_pixels=settings.max_image_pixels,
+        bridge_turn=settings.bridge_turn(),
+        bridge_instructions=settings.default_system_prompt,
         transcribes=socket.query_params.get("intent") == "transcription",
     )
     wire = RealtimeWire(terms, settings.session_options(), beta=beta)

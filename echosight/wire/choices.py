@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from echosight.errors import WireError
-from echosight.options import TurnOptions
+from echosight.options import AGGRESSIVENESS, TurnOptions
 
 _RANGES: dict[str, tuple[str, float, float]] = {
     "threshold": ("threshold", 0.0, 1.0),
@@ -36,7 +36,8 @@ def turn_options(
 ) -> TurnOptions | None:
     """The Realtime protocol's ``turn_detection``; None (JSON null) means turns are committed by hand.
 
-    `bridge` and `echosight`: with the words that these dialects add to it. Raises `WireError` naming the field at fault.
+    `bridge` and `echosight`: with the words that these dialects add to it. Raises `WireError` naming the field at
+    fault.
     """
     if data is None:
         return None
@@ -57,7 +58,7 @@ def turn_options(
             name, low, high = ranges[key]
             changes[name] = _number(value, low, high, f"{param}.{key}")
         elif bridge and key == "aggressiveness":
-            changes["threshold"] = aggressiveness(_number(value, 0, 3, f"{param}.{key}"))
+            changes["threshold"] = AGGRESSIVENESS[round(_number(value, 0, 3, f"{param}.{key}"))]
         elif key == "idle_timeout_ms":
             changes["idle_ms"] = None if value is None else _number(value, 100, 3_600_000, f"{param}.{key}")
         elif key in _SWITCHES:
@@ -70,11 +71,6 @@ def turn_options(
         if name.endswith("_ms") and value is not None:
             changes[name] = round(value)
     return replace(base, **changes)
-
-
-def aggressiveness(level: float) -> float:
-    """The 0 to 3 of WebRTC's detector as a probability of Silero's: 0.35, 0.5, 0.65, 0.8."""
-    return 0.35 + 0.15 * level
 
 
 def _patience(eagerness: Any, param: str) -> dict[str, int]:

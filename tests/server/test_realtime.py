@@ -178,6 +178,36 @@ async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
         assert second.seen[0]["session"]["id"] != session
 
 
+# --- the Realtime Speech Bridge ---------------------------------------------------------------------
+
+
+async def test_the_bridge_client_of_its_readme(serve: Serve) -> None:
+    """Token, voice, two hundredths of a second of sound, commit, response: as its example does it."""
+    server = serve(API_TOKENS=TOKEN, DEFAULT_SYSTEM_PROMPT="be kind")
+    async with talk(server, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as bridge:
+        await bridge.send("session.update", session={"voice": "shimmer"})
+        sound = base64.b64encode(b"\x00\x00" * 960).decode()
+        await bridge.send("input_audio_buffer.append", audio=sound)
+        await bridge.send("input_audio_buffer.commit")
+        await bridge.send("response.create")
+        await bridge.until("response.done")
+    names = [event["type"] for event in bridge.seen]
+    assert "error" not in names
+    for name in ("conversation.item.created", "response.output_text.delta", "response.audio.delta"):
+        assert name in names
+    updated = next(event for event in bridge.seen if event["type"] == "session.updated")
+    assert updated["session"]["instructions"] == "be kind"
+
+
+async def test_the_bridge_takes_its_defaults_from_its_variables(serve: Serve) -> None:
+    server = serve(DEFAULT_VAD_END_MS="320", DEFAULT_VAD_INTERRUPT_RESPONSE="yes", DEFAULT_VAD_AUTORESP="off")
+    async with talk(server) as bridge:
+        await bridge.send("session.update", session={"turn_detection": {"type": "server_vad"}})
+        detection = (await bridge.until("session.updated"))["session"]["turn_detection"]
+    assert detection["silence_duration_ms"] == 320
+    assert (detection["create_response"], detection["interrupt_response"]) == (False, True)
+
+
 # --- input that no client should send ---------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ class Codec:
         if len(text) > MAX_AUDIO_CHARS:
             raise WireError(f"'{param}' is longer than 15 MiB.", code="string_above_max_length", param=param)
         try:
-            data = base64.b64decode(text, validate=True)
+            data = binascii.a2b_base64(text, strict_mode=True)
         except (binascii.Error, ValueError) as error:
             raise invalid(f"Invalid '{param}': expected base64.", param) from error
         if self.decode is not None:

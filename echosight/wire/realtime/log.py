@@ -19,6 +19,7 @@ class SentLog:
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._prefix = f"event_{secrets.token_hex(5)}"
         self._next = 1
+        self._answer = 1
         self._sent: deque[str] = deque()
         self._bytes = 0
         self._keep = keep_bytes
@@ -32,6 +33,12 @@ class SentLog:
         while self._bytes > self._keep:
             self._bytes -= len(self._sent.popleft())
         return message
+
+    def begin_answer(self) -> None:
+        """An answer begins: of those before it, only the last one is still kept."""
+        while self._sent and self._next - len(self._sent) < self._answer:
+            self._bytes -= len(self._sent.popleft())
+        self._answer = self._next
 
     def since(self, event_id: str) -> list[str] | None:
         """All that was sent after the event of that id; None where that is no longer known."""

@@ -27,7 +27,12 @@ MIN_COMMIT_MS = 100
 _PER_MS = HEARD_HZ // 1000
 
 BRIDGE_TURN = TurnOptions(
-    min_speech_ms=120, silence_ms=450, prefix_padding_ms=180, max_turn_ms=5_000, interrupt_response=False
+    threshold=0.65,
+    min_speech_ms=120,
+    silence_ms=450,
+    prefix_padding_ms=180,
+    max_turn_ms=5_000,
+    interrupt_response=False,
 )
 """How the bridge finds turns, once it is asked to."""
 
@@ -41,6 +46,7 @@ class Terms:
     expires_at: int = 0
     max_pixels: int = 40_000_000
     bridge_turn: TurnOptions = BRIDGE_TURN
+    bridge_instructions: str = ""
     transcribes: bool = False
     """The session only transcribes (``?intent=transcription``)."""
 
@@ -147,7 +153,9 @@ class RealtimeWire:
         self._dialect = BRIDGE
         self._base = replace(self._base, turn=self._terms.bridge_turn)
         heard = {**self._session["audio"]["input"], "turn_detection": None, "transcription": {"model": "default"}}
-        self._session = {**self._session, "audio": {**self._session["audio"], "input": heard}}
+        instructions = self._session["instructions"] or self._terms.bridge_instructions
+        audio = {**self._session["audio"], "input": heard}
+        self._session = {**self._session, "audio": audio, "instructions": instructions}
 
     def _check_voice(self, merged: Json) -> None:
         if self._spoke and merged["audio"]["output"]["voice"] != self._session["audio"]["output"]["voice"]:
@@ -303,6 +311,7 @@ class RealtimeWire:
         return self._session if self._dialect.flat else session_object.shown(self._session)
 
     def _begin(self, event: ev.TurnStarted) -> Reply:
+        self.log.begin_answer()
         output = self._session["audio"]["output"]
         reply = Reply.begin(event, output, self.conversation.id, codec_of(output["format"]))
         self._replies[event.turn] = reply
