@@ -55,17 +55,26 @@ class Kind(Generic[Part]):
             ) from error
 
     def choose(self, named: str, settings: Settings) -> Part:
-        """The parts named (separated by commas), or the best one; with those that take over where they fail."""
+        """The parts named (separated by commas), or the best one; with those that take over where they fail.
+
+        Behind the best one stands what is built in, for the best may turn out to lack something when it starts.
+        """
         specs = split(named)
         parts = [self.make(spec, settings) for spec in specs] or [self._best(settings)]
-        return self.chained(parts, settings, specs)
+        return self.chained(parts, settings, specs, safely=not specs)
 
-    def chained(self, parts: list[Part], settings: Settings, specs: Sequence[str] = ()) -> Part:
-        """The parts and, where ENABLE_CLOUD_FALLBACK is set, what can take over from them."""
-        spares = (*self.hosted, self.embedded) if settings.enable_cloud_fallback else ()
+    def chained(
+        self, parts: list[Part], settings: Settings, specs: Sequence[str] = (), *, safely: bool = False
+    ) -> Part:
+        """The parts and what takes over from them: what is hosted, where ENABLE_CLOUD_FALLBACK is set, and what is built in.
+
+        `safely`: what is built in also where it is not set.
+        """
+        cloud = settings.enable_cloud_fallback
+        spares = (*(self.hosted if cloud else ()), *([self.embedded] if cloud or safely else ()))
         used = {spec.partition(":")[0] for spec in specs}
         for name in spares:
-            if name and name not in used:
+            if name not in used:
                 spare = self._try(name, settings)
                 if spare is not None and _name(spare) not in [_name(part) for part in parts]:
                     parts.append(spare)

@@ -1,0 +1,128 @@
+"""The whole server on parts that others make: real sockets in between, speech in, pieces out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from echosight.audio import decode_audio, wav_bytes
+from echosight.media import AudioChunk
+from tests.conftest import Flite
+from tests.engines.upstream import Handler, Reply, Request, Server, answer, finished, sse, text, upstream
+from tests.server.echosight_client import Caller, silence, sound, typed
+from tests.server.serving import Serve
+
+CHAT, HEAR, SPEAK = "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/audio/speech"
+STAND_IN = Path(__file__).parents[1] / "engines" / "llama_stand_in.py"
+REPLY = "Yes, the window is open now. Is there anything else?"
+BUILT_IN = ("--stt", "sphinx", "--tts", "espeak")
+
+
+def tone(letters: int) -> bytes:
+    """20 ms of sound a letter, at 16 kHz."""
+    return (9000 * np.sin(np.arange(320 * letters) / 6)).astype("<i2").tobytes()
+
+
+async def speak(request: Request, reply: Reply) -> None:
+    if request.method == "GET":
+        await answer({}, 405)(request, reply)
+        return
+    await reply.head(Content_Type="audio/wav")
+    await reply.write(wav_bytes(AudioChunk(tone(len(request.json["input"])), 16_000)))
+    await reply.end()
+
+
+@pytest.fixture
+async def parts() -> AsyncIterator[Server]:
+    async with upstream() as made:
+        made.on("/v1/models", answer({"data": [{"id": "tiny"}]}))
+        made.on(CHAT, streamed())
+        made.on(HEAR, answer({"text": "Open the window, please."}))
+        made.on(SPEAK, speak)
+        yield made
+
+
+def streamed() -> Handler:
+    """The reply word by word; or nothing much, where the prompt is only sent ahead."""
+    stream = sse(*(text(word + " ") for word in REPLY.split()), finished(), done=False)
+
+    async def handle(request: Request, reply: Reply) -> None:
+        await (stream if request.json.get("stream") else answer({"choices": []}))(request, reply)
+
+    return handle
+
+
+async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, flite: Flite) -> None:
+    url = f"{parts.url}/v1"
+    flags = ("--model", url, "--stt", "openai:tiny", "--tts", "openai:tiny", "--system-prompt", "Be brief.")
+    served = await asyncio.to_thread(serve, *flags, WHISPER_URL=url, TTS_API_URL=url)
+    spoken = flite("open the window")
+    async with Caller(served.url) as me:
+        whole = await me.ask(sound(spoken))
+        await me.say(AudioChunk(spoken.pcm + silence(1.0).pcm, spoken.rate))
+        live = await me.ask()
+    for answered in (whole, live):
+        assert answered.text.split() == REPLY.split()
+        assert answered.end == "stop"
+        assert abs(answered.speech.seconds - 0.02 * len(REPLY)) < 0.1
+        assert np.abs(np.frombuffer(answered.speech.pcm, "<i2")).max() > 8000
+    heard = [decode_audio(request.body[request.body.index(b"RIFF") :]) for request in parts.asked(HEAR) if request.body]
+    assert heard[0].pcm.startswith(spoken.pcm)
+    assert [request.json["input"] for request in parts.asked(SPEAK) if request.body][:2] == [
+        "Yes, the window is open now.",
+        "Is there anything else?",
+    ]
+    replies = [request.json["messages"] for request in parts.asked(CHAT) if request.json.get("stream")]
+    user = {"role": "user", "content": "Open the window, please."}
+    assert replies[0] == [{"role": "system", "content": "Be brief."}, user]
+    assert replies[1][:2] == replies[0]
+    assert replies[1][-1] == user
+    assert f"tiny at 127.0.0.1:{parts.port}" in served.log
+
+
+async def test_the_prompt_is_read_while_the_user_speaks(parts: Server, serve: Serve, flite: Flite) -> None:
+    flags = ("--model", f"{parts.url}/v1", *BUILT_IN, "--system-prompt", "Be brief.")
+    served = await asyncio.to_thread(serve, *flags)
+    async with Caller(served.url) as me:
+        await me.say(AudioChunk(flite("open the window").pcm + silence(1.0).pcm))
+        assert (await me.ask()).end == "stop"
+    first, *_, last = (request.json for request in parts.asked(CHAT))
+    assert (first["max_tokens"], first["messages"]) == (1, [{"role": "system", "content": "Be brief."}])
+    assert last["stream"]
+    assert last["messages"][:1] == first["messages"]
+
+
+async def test_another_answers_where_one_cannot(parts: Server, serve: Serve) -> None:
+    async with upstream() as broken:
+        broken.on(CHAT, answer({"error": {"message": "out of memory"}}, 400))
+        broken.on("/v1/models", answer({"data": [{"id": "broken"}]}))
+        served = await asyncio.to_thread(serve, "--model", f"{broken.url}/v1,{parts.url}/v1", *BUILT_IN)
+        async with Caller(served.url) as me:
+            for _ in range(2):
+                assert (await me.ask(typed("Open the window."))).text.split() == REPLY.split()
+        assert len(broken.asked(CHAT)) == 1
+        assert f"broken at 127.0.0.1:{broken.port} failed (Refused); the next in line takes over" in served.log
+
+
+async def test_a_killed_llama_is_back_for_the_next_turn(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    program = tmp_path / "llama-server"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
+    program.chmod(0o755)
+    served = await asyncio.to_thread(
+        serve, "--model", str(tmp_path / "tiny.gguf"), *BUILT_IN, LLAMA_EXE_PATH=str(program)
+    )
+    async with Caller(served.url) as me:
+        first = int((await me.ask(typed("Hello"))).text)
+        assert first in served.children()
+        os.kill(first, signal.SIGKILL)
+        second = int((await me.ask(typed("Hello again"))).text)
+    assert second != first
+    assert second in served.children()
