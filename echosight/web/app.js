@@ -305,9 +305,9 @@ async function introduce() {
       face.noNotice();
       become("listening");
     }
-    const recorded = body.recording ? ", where it may be recorded" : "";
+    const recorded = body.recording ? " It is recorded there only if you say so in the settings." : "";
     $("model").textContent = body.model ?? "";
-    $("where").textContent = `This page sends what you say and show to ${location.host} only${recorded}.`;
+    $("where").textContent = `This page sends what you say and show to ${location.host} only.${recorded}`;
     settings.offer(body);
   } catch {
     notice(words.linkTrouble({ kind: "lost" }));

@@ -42,7 +42,6 @@ export class Settings {
   offer({ voices = [], recording = false }) {
     this.#options("voice", voices.map((voice) => [voice, voice]));
     document.getElementById("record-row").hidden = !recording;
-    this.recording = recording;
   }
 
   /** The devices there are; they have names once the person let the page use one. */
@@ -56,7 +55,7 @@ export class Settings {
 
   /** What the socket is told, as a `subscribe` or `configure` message. */
   message(type, sampleRate) {
-    const message = {
+    return {
       type,
       sample_rate: sampleRate,
       audio: "binary",
@@ -66,9 +65,8 @@ export class Settings {
       voice: this.get("voice") || null,
       language: this.get("language") || null,
       turn_detection: this.push ? null : { threshold: this.get("threshold"), silence_duration_ms: this.get("silence") },
+      record: this.get("record"),
     };
-    if (this.recording) message.record = this.get("record");
-    return message;
   }
 
   askToken() {

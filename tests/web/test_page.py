@@ -247,6 +247,7 @@ def test_choices_reach_the_server(act: Act, server: Server, question: Path, stil
     subscribe, *more = [message for message in saw["sent"] if "type" in message]
     assert subscribe["type"] == "subscribe"
     assert subscribe["turn_detection"] == {"threshold": 0.5, "silence_duration_ms": 384}
+    assert subscribe["record"] is False  # nothing is recorded unless the person asks for it
     assert more[-1]["type"] == "configure"
     assert more[-1]["turn_detection"] is None
     assert {"threshold": 0.7, "silence_duration_ms": 640} in [message.get("turn_detection") for message in more]
