@@ -66,7 +66,7 @@ class Kind(Generic[Part]):
     def chained(
         self, parts: list[Part], settings: Settings, specs: Sequence[str] = (), *, safely: bool = False
     ) -> Part:
-        """The parts and what takes over from them: what is hosted, where ENABLE_CLOUD_FALLBACK is set, and what is built in.
+        """The parts and who takes over: what is hosted, where ENABLE_CLOUD_FALLBACK is set, and what is built in.
 
         `safely`: what is built in also where it is not set.
         """
