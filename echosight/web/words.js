@@ -54,6 +54,7 @@ export const UNABLE = {
 export function linkTrouble(why) {
   switch (why.kind) {
     case "full":
+      if (!/taken/.test(why.text)) return { title: "Not ready yet.", text: `${sentence(why.text)} Trying again.` };
       return { title: "The server is full.", text: `${sentence(why.text)} You come in as soon as there is room.` };
     case "token":
       return { title: "This server asks for a token.", text: "The one given is missing or wrong.", action: "token" };
@@ -87,6 +88,6 @@ export const STATUS = {
   waiting: "Ready",
   muted: "Muted",
   lost: "Reconnecting",
-  full: "Waiting for room",
+  full: "Waiting",
   token: "Token needed",
 };
