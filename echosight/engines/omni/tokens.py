@@ -19,7 +19,8 @@ class Tokens:
         self.image_start: int = marker("<|vision_bos|>" if self._knows("<|vision_bos|>") else "<|vision_start|>")
         self.image_end: int = marker("<|vision_eos|>" if self._knows("<|vision_eos|>") else "<|vision_end|>")
         self.footer = (self.end, *self.encode("\n"))
-        self._special: frozenset[int] = frozenset(tokenizer.all_special_ids) | {self.start, self.end}
+        added = tokenizer.added_tokens_decoder.items()
+        self._markers = frozenset(token for token, entry in added if entry.special)
         self._bytes = _bytes_of_letters()
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -31,7 +32,7 @@ class Tokens:
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for; none for a marker."""
-        if token in self._special:
+        if token in self._markers:
             return b""
         letters = self._tokenizer.convert_ids_to_tokens(token) or ""
         return bytes(self._bytes[letter] for letter in letters if letter in self._bytes)

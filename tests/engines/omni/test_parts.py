@@ -101,7 +101,7 @@ def test_text_streams_as_whole_characters_and_never_as_markers() -> None:
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) == stream.text == text
     assert "\ufffd" not in "".join(pieces)
-    assert stream.push(tokens.end) == ""
+    assert [stream.push(token) for token in (tokens.end, tokens.audio_start, tokens.image_end)] == [""] * 3
     half = ids[: next(i for i, piece in enumerate(pieces) if not piece) + 1]
     cut = TextStream(tokens)
     assert "\ufffd" not in "".join(cut.push(token) for token in half) and "\ufffd" in cut.finish()
