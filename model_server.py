@@ -26,7 +26,7 @@ from echosight.journal import Journal
 from echosight.manager import StreamManager
 from echosight.metrics import Metrics
 from echosight.routes import echosight as echosight_routes
-from echosight.routes import openai, realtime, system, web
+from echosight.routes import openai, realtime, system, web, webrtc
 from echosight.settings import Settings
 from echosight.turns import VoiceActivity
 from vad_utils import SileroVADModel
@@ -71,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(echosight_routes.router, prefix="/api/v1", include_in_schema=False)
     app.include_router(echosight_routes.sockets)
     realtime.install(app)
+    app.include_router(webrtc.router)
     app.include_router(openai.router)
     return app
 

@@ -55,6 +55,8 @@ class Desk:
     def __init__(self) -> None:
         self.secrets = Secrets()
         self.live: dict[str, Live] = {}
+        self.calls: dict[str, Any] = {}
+        """WebRTC calls by id."""
 
     def enter(self, live: Live) -> None:
         """Remember a session for those who come back, and forget those that are over."""

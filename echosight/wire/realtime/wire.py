@@ -47,6 +47,8 @@ class Terms:
     max_pixels: int = 40_000_000
     bridge_turn: TurnOptions = BRIDGE_TURN
     bridge_instructions: str = ""
+    speech_hz: int | None = None
+    """Speech takes another way than the events, at this rate; what was not heard of it is cut unasked."""
     transcribes: bool = False
     """The session only transcribes (``?intent=transcription``)."""
 
@@ -68,8 +70,8 @@ class RealtimeWire:
         self._dialect = BETA if beta else GA
         self._decided = beta
         self._session = session_object.describe("", terms.model, options, terms.expires_at)
-        if terms.transcribes:
-            self._adopt({**self._session, "type": "transcription"})
+        if terms.transcribes or terms.speech_hz:
+            self._adopt({**self._session, "type": "transcription" if terms.transcribes else "realtime"})
         self._confirmations: deque[Json] = deque()
         self._replies: dict[str, Reply] = {}
         self._spoke = False
@@ -145,7 +147,8 @@ class RealtimeWire:
 
     def _adopt(self, session: Json) -> None:
         bridge = self._dialect is BRIDGE
-        self.options = session_object.options_of(session, self._base, self._terms.voices, bridge=bridge)
+        options = session_object.options_of(session, self._base, self._terms.voices, bridge=bridge)
+        self.options = replace(options, output_hz=self._terms.speech_hz or options.output_hz)
         self._session = session
 
     def _become_bridge(self) -> None:
@@ -261,7 +264,8 @@ class RealtimeWire:
                 yield self._begin(event).created()
             case ev.TextDelta(turn) | ev.SpeechDelta(turn) | ev.ToolCallDelta(turn):
                 self._spoke = self._spoke or isinstance(event, ev.SpeechDelta)
-                yield from self._replies[turn].delta(event)
+                if not (self._terms.speech_hz and isinstance(event, ev.SpeechDelta)):
+                    yield from self._replies[turn].delta(event)
             case ev.TurnEnded(turn):
                 yield from self._replies.pop(turn).ended(event)
             case _:
@@ -296,7 +300,7 @@ class RealtimeWire:
                 yield {"type": f"{item}.retrieved", "item": to_json(found, full=codec)}
             case ev.ItemRemoved(item_id):
                 yield {"type": f"{item}.deleted", "item_id": item_id}
-            case ev.ItemTruncated(item_id, audio_ms, requested=True):
+            case ev.ItemTruncated(item_id, audio_ms, _, requested) if requested or self._terms.speech_hz:
                 yield {"type": f"{item}.truncated", "item_id": item_id, "content_index": 0, "audio_end_ms": audio_ms}
             case _:
                 pass

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from echosight.audio import resample
+from echosight.audio import decode_audio, resample
 from tests.conftest import Flite
 from tests.server.clients.scenarios import SCENARIOS
 from tests.server.serving import Server, running
@@ -26,6 +26,8 @@ from tests.server.serving import Server, running
 FOLDER = Path(__file__).parent
 PYTHON = os.environ.get("ECHOSIGHT_CLIENTS_PYTHON", sys.executable)
 SPOKEN = "go forward ten meters"
+RECORDED = "pocketsphinx__test_data_goforward.wav"
+"""The same words in a real voice."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ def tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory, flite: Flite) -> Path:
-    """PCM16 at 24 kHz, as clients of this protocol send it."""
+    """PCM16 at 24 kHz, as clients of this protocol send it: a real voice where there is one, or else a made one."""
     path = tmp_path_factory.mktemp("speech") / "speech.pcm"
-    path.write_bytes(resample(flite(SPOKEN), 24_000).pcm)
+    folder = os.environ.get("ECHOSIGHT_SPEECH")
+    said = decode_audio((Path(folder) / RECORDED).read_bytes()) if folder else flite(SPOKEN)
+    path.write_bytes(resample(said, 24_000).pcm)
     return path
 
 
