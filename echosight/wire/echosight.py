@@ -87,10 +87,10 @@ class EchoSightWire:
     acknowledged, but for the last. Binary frames are mono PCM16 at the rate subscribed for.
     """
 
-    def __init__(self, uid: str, options: SessionOptions, limits: Limits = Limits()) -> None:
+    def __init__(self, uid: str, options: SessionOptions, limits: Limits | None = None) -> None:
         self.reference: str | None = None
         self._options = options
-        self._limits = limits
+        self._limits = limits or Limits()
         self._records = Records(uid)
         self._rate = HEARD_HZ
         self._binary = False
