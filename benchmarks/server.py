@@ -4,7 +4,7 @@ Every user sends 20 ms frames at real time, three seconds of speech and then sil
 takes 200 ms and speaks for two seconds. The server has one core and the users another; each row is a fresh server.
 
   cores/user   of the server
-  MB/user      resident memory that a user adds, over the row with fewest users
+  MB/user      resident memory that a user adds, over the row with fewest users (there: that of the whole server)
   over         what the server adds, ms: its first byte of speech, less the moment the silence that ends the turn was
                complete, less the 200 ms
   failed       turns that were not answered in full
