@@ -24,8 +24,8 @@ class Checkpoint:
     taste: Taste
 
 
-def fetch(source: str) -> Path:
-    """The checkpoint's folder, downloaded where `source` is an id. Raises `SetupError`."""
+def fetch(source: str, flag: str = "--model ") -> Path:
+    """The checkpoint's folder, downloaded where `source` is an id. Raises `SetupError`; `flag` is what chose it."""
     folder = Path(source).expanduser()
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         read_config(folder)
@@ -37,7 +37,7 @@ def fetch(source: str) -> Path:
     except (OSError, ValueError) as error:
         raise SetupError(
             f"{source} is no folder here, and it could not be downloaded ({_line(error)}): where there is a network, "
-            f"hf download {source} --local-dir DIR, then --model DIR"
+            f"hf download {source} --local-dir DIR, then {flag}DIR"
         ) from error
 
 
