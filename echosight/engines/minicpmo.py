@@ -215,14 +215,19 @@ class _OwnProcess(Process):
         self._command = command
 
 
-def version_of(source: str, config: dict[str, Any]) -> str:
-    """2.6 or 4.5, by the model's ``config.json``, or by its name where that does not say."""
-    told = str(config.get("version") or "") or Path(source).name.replace("_", ".")
-    return "4.5" if "4.5" in told else "2.6"
+def version_of(source: str) -> str:
+    """2.6 or 4.5, by the ``config.json`` of a folder, or by its name where that does not say."""
+    told = ""
+    try:
+        told = str(json.loads((Path(source) / "config.json").read_text("utf-8")).get("version", ""))
+    except (OSError, ValueError):
+        log.debug("%s holds no config.json", source)
+    return "4.5" if "4.5" in (told or Path(source).name.replace("_", ".")) else "2.6"
 
 
-def load(source: str, version: str, *, transcriber: Transcriber | None = None) -> MiniCpmEngine:
-    """`version`: 2.6 or 4.5. As many conversations as the GPU has room for. Raises `SetupError`."""
+def load(source: str, *, transcriber: Transcriber | None = None) -> MiniCpmEngine:
+    """A Hugging Face id or a folder. As many conversations as the GPU has room for. Raises `SetupError`."""
+    version = version_of(source)
     if shutil.which("uv") is None:
         raise SetupError("MiniCPM-o runs in an environment of its own, which uv makes: pip install uv")
     room = free_mib() // MIB[version]

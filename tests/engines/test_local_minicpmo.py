@@ -225,28 +225,24 @@ async def test_a_process_that_died_begins_again(engine: MiniCpmEngine) -> None:
     assert "u:two" in read
 
 
-@pytest.mark.parametrize(
-    ("source", "config", "expected"),
-    [
-        ("openbmb/MiniCPM-o-2_6", {}, "2.6"),
-        ("openbmb/MiniCPM-o-4_5", {}, "4.5"),
-        ("models/mine", {"version": "4.5"}, "4.5"),
-        ("models/mine", {"version": 2.6}, "2.6"),
-    ],
-)
-def test_which_version_it_is(source: str, config: dict[str, Any], expected: str) -> None:
-    assert version_of(source, config) == expected
+def test_which_version_it_is(tmp_path: Path) -> None:
+    assert version_of("openbmb/MiniCPM-o-2_6") == "2.6"
+    assert version_of("openbmb/MiniCPM-o-4_5-awq") == "4.5"
+    (tmp_path / "config.json").write_text('{"version": "4.5"}')
+    assert version_of(str(tmp_path)) == "4.5"
+    (tmp_path / "config.json").write_text('{"version": 2.6}')
+    assert version_of(str(tmp_path)) == "2.6"
 
 
 def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="pip install uv"):
-        load("openbmb/MiniCPM-o-2_6", "2.6")
+        load("openbmb/MiniCPM-o-2_6")
     uv = tmp_path / "uv"
     uv.touch(mode=0o755)
     with pytest.raises(SetupError, match="CUDA GPU with 19 GB"):
-        load("openbmb/MiniCPM-o-2_6", "2.6")
+        load("openbmb/MiniCPM-o-2_6")
     monkeypatch.setattr(minicpmo, "free_mib", lambda: 50_000)
-    engine = load("openbmb/MiniCPM-o-4_5", "4.5")
+    engine = load("openbmb/MiniCPM-o-4_5")
     assert engine.capacity == 2
     assert "transformers==4.51.0" in engine._seats[0].process._command
