@@ -89,7 +89,8 @@ class Answering:
         options = request.options or self.options.answer
         if options.language is None:
             options = replace(options, language=self.options.language)
-        answer = Answer(conversation, self._engine.output_rate, self.options.output_hz, self._clock, self.speech_end)
+        kept = self._conversation if request.conversation else conversation
+        answer = Answer(kept, self._engine.output_rate, self.options.output_hz, self._clock, self.speech_end)
         self.speech_end = None
         self.answers.add(answer)
         user = _last_of_user(conversation)

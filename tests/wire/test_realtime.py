@@ -281,6 +281,18 @@ async def test_out_of_band_responses_leave_no_trace() -> None:
     assert [item.id for item in talk.bench.session.conversation] == [first]
 
 
+async def test_a_response_to_other_input_stays_in_the_conversation() -> None:
+    async with client() as talk:
+        first = await talk.write("never mind")
+        asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "only this"}]}
+        await talk.send("response.create", response={"input": [asked]})
+        response = await talk.done()
+        assert response["conversation_id"] is not None
+    (shown,) = talk.engine.asked
+    assert [item.text for item in shown] == ["only this"]
+    assert [item.id for item in talk.bench.session.conversation] == [first, response["output"][0]["id"]]
+
+
 async def test_items_can_be_placed_fetched_and_deleted() -> None:
     async with client() as talk:
         first = await talk.write("first")
