@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import model_server
 from echosight.conversation import Conversation, Item, ToolResult, new_id
-from echosight.engines import CallPiece, Engine, Summary, TextPiece, load
+from echosight.engines import CallPiece, Engine, Summary, TextPiece
 from echosight.engines.cascade import Cascade
 from echosight.engines.echo import EchoChat
 from echosight.engines.espeak import EspeakVoice
@@ -65,6 +65,5 @@ def engine(settings: Settings) -> Engine:
 
 
 if __name__ == "__main__":
-    load._ENGINES["tools"] = engine
-    sys.argv += ["--model", "tools"]
+    model_server.load = engine
     model_server.main()
