@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,45 @@ def test_edits_of_the_conversation_reach_the_caches(stage: Stage, model: Any) ->
     }
     for name, seen in edits.items():
         assert (first_logits(memory, seen) - first_logits(Memory(model, 3000), seen)).abs().max() <= CLOSE, name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_course_of_a_talk_leaves_the_right_caches(stage: Stage, model: Any, seed: int) -> None:
+    dice, system = random.Random(seed), SYSTEM
+    items: list[Item] = []
+    for step in range(24):
+        match dice.choice(["turn", "turn", "ask", "ask", "cut", "delete", "edit", "insert", "shown", "system"]):
+            case "turn":
+                pcm = sound(dice.choice([0.4, 2.3]), step)
+                turn = user(f"u{step}", heard(pcm), TextPart(f"words {step}"))
+                with torch.inference_mode():
+                    stage.follow(view(*items, turn=user(turn.id, heard(pcm[: len(pcm) // 4 * 2])), system=system))
+                items.append(turn)
+            case "ask":
+                said = ask(stage, view(*items, system=system), replace(wish(model, 3), speaker=None))
+                # Never the whole reply: its text may have other tokens than those that were chosen for it.
+                items.append(spoken(f"a{step}", f"{said.text[:1]} at {step}"))
+            case "cut":
+                answer = stage.begin(view(*items, system=system), wish(model))
+                stage.advance([answer])
+                stage.end("talk", [answer])
+            case "delete" if items:
+                items.pop(dice.randrange(len(items)))
+            case "edit" if items:
+                at = dice.randrange(len(items))
+                items[at] = replace(items[at], version=items[at].version + 1, parts=(TextPart(f"edit {step}"),))
+            case "insert":
+                items.insert(dice.randint(0, len(items)), user(f"i{step}", TextPart(f"insert {step}")))
+            case "shown":
+                items.append(user(f"p{step}", ImagePart(photo(step))))
+            case "system" if dice.random() < 0.3:
+                system = f"You are number {step}."
+        seen = view(*items, system=system)
+        memory = stage._memories.get("talk")
+        if memory is not None and dice.random() < 0.5:
+            assert (first_logits(memory, seen) - first_logits(Memory(model, 3000), seen)).abs().max() <= CLOSE, step
+    memory = stage._memories["talk"]
+    assert (first_logits(memory, seen) - first_logits(Memory(model, 3000), seen)).abs().max() <= CLOSE
 
 
 def test_a_transcript_that_comes_late_changes_nothing(stage: Stage, model: Any) -> None:
