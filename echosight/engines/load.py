@@ -30,9 +30,8 @@ def load(settings: Settings) -> Engine:
 
         return StubEngine()
     specs = [named] if Path(named).expanduser().exists() else split(named)
-    kind = _model_type(specs[0])
-    if kind in OMNI:
-        return OMNI[kind](specs[0], settings)
+    if make := OMNI.get(str(_config(specs[0]).get("model_type"))):
+        return make(specs[0], settings)
     chats = [_chat(spec, settings) for spec in specs]
     transcriber = TRANSCRIBERS.choose(settings.stt, settings)
     voice = VOICES.choose(settings.tts, settings)
@@ -59,18 +58,18 @@ def _chat(spec: str, settings: Settings) -> Chat:
     return CHATS.make(f"local:{spec}", settings)
 
 
-def _model_type(spec: str) -> str | None:
-    """The `model_type` in the config.json of a folder or of a Hugging Face id; None where `spec` is neither."""
+def _config(spec: str) -> dict[str, Any]:
+    """The config.json of a folder or of a Hugging Face id; empty where `spec` is neither."""
     if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in CHATS.makers:
-        return None
+        return {}
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        return str(_read(folder / "config.json", spec).get("model_type"))
+        return _read(folder / "config.json", spec)
     if folder.exists():
         raise SetupError(f"{spec} is no model: --model takes a folder, a .gguf file, a Hugging Face id or a URL")
     if spec.count("/") != 1 or spec.startswith((".", "/", "~")):
         raise SetupError(f"There is no folder {spec}; --model takes a folder, a .gguf file, a Hugging Face id or a URL")
-    return str(_read(_download(spec), spec).get("model_type"))
+    return _read(_download(spec), spec)
 
 
 def _download(spec: str) -> Path:
@@ -96,7 +95,18 @@ def _read(file: Path, spec: str) -> dict[str, Any]:
 def _omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
+    def report(what: str, done: float) -> None:
+        log.info("%s: loading %s (%d %%)", engine.name, what, 100 * done)
+        engine.loading = f"{what} ({done:.0%})" if done < 1 else ""
+
+    engine = load_omni(source, device=settings.device, transcriber=_scribe(settings), progress=report)
+    return engine
+
+
+def _minicpmo(source: str, settings: Settings) -> Engine:
+    from echosight.engines import minicpmo
+
+    return minicpmo.load(source, transcriber=_scribe(settings))
 
 
 def _scribe(settings: Settings) -> Transcriber | None:
@@ -106,5 +116,9 @@ def _scribe(settings: Settings) -> Transcriber | None:
     return None
 
 
-OMNI: dict[str, Callable[[str, Settings], Engine]] = {"qwen2_5_omni": _omni, "qwen3_omni_moe": _omni}
+OMNI: dict[str, Callable[[str, Settings], Engine]] = {
+    "qwen2_5_omni": _omni,
+    "qwen3_omni_moe": _omni,
+    "minicpmo": _minicpmo,
+}
 """Model types that hear and speak by themselves; all others become the chat of a cascade."""

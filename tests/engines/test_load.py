@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from echosight.engines import Chat
+from echosight.engines import Chat, Transcriber
 from echosight.engines.cascade import Cascade
 from echosight.engines.echo import EchoChat
 from echosight.engines.fallback import ChatChain, TranscriberChain, VoiceChain
@@ -122,6 +122,20 @@ def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch
     assert isinstance(engine, Cascade)
     assert named(engine.chat) == ["transformers_chat(Qwen/Qwen2.5-7B-Instruct)"]
     assert asked == [("Qwen/Qwen2.5-7B-Instruct", "config.json")]
+
+
+def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[str, str]] = []
+
+    def make(source: str, *, transcriber: Transcriber | None) -> Any:
+        made.append((source, transcriber.name if transcriber else "nobody"))
+        return made
+
+    monkeypatch.setattr("echosight.engines.minicpmo.load", make)
+    (tmp_path / "config.json").write_text('{"model_type": "minicpmo"}')
+    assert load(Settings(model=str(tmp_path))) is made  # type: ignore[comparison-overlap]
+    load(Settings(model=str(tmp_path), stt="sphinx"))
+    assert made == [(str(tmp_path), "nobody"), (str(tmp_path), "pocketsphinx")]
 
 
 # --- which parts ----------------------------------------------------------------------------------

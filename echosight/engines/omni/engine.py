@@ -47,6 +47,8 @@ class OmniEngine:
         self.name = name
         self.capacity = capacity
         self.voices: tuple[str, ...] = ()
+        self.loading = ""
+        """What is being loaded, for people; whoever starts it may say."""
         self._build = build
         self._listener = Listener(transcriber) if transcriber is not None else None
         self._seed = seed
