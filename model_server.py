@@ -7,6 +7,7 @@ import os
 # Tiny matrix products run slower on several threads, and the event loop wants the other cores for others.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -143,13 +144,32 @@ def main() -> None:
         sys.exit(f"model_server.py: {error.message}")
     except OSError as error:
         sys.exit(f"model_server.py: the certificate cannot be kept: {error}")
-    print(greeting(settings, app.state.manager.engine.name, at, phone), flush=True)
-    uvicorn.run(
+    manager: StreamManager = app.state.manager
+    server = uvicorn.Server(_config(app, settings, own))
+
+    def loaded() -> None:
+        if manager.failed:
+            server.should_exit = True
+        else:  # what was loaded stays: the collector need not look at it again and again
+            gc.collect()
+            gc.freeze()
+
+    manager.on_loaded = loaded
+    print(greeting(settings, manager.engine.name, at, phone), flush=True)
+    server.run()
+    if manager.failed:
+        sys.exit(f"model_server.py: {manager.failed.message}")
+
+
+def _config(app: FastAPI, settings: Settings, own: Certificate | None) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level if settings.log_level == "debug" else "warning",
         ws_max_size=settings.max_message_bytes,
+        # Speech hardly gets smaller by it, and pays for the attempt with every frame.
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=3,
         ssl_certfile=own.certificate if own else None,
         ssl_keyfile=own.key if own else None,

@@ -71,6 +71,8 @@ class StreamManager:
         self.settings = settings
         self.failed: SetupError | None = None
         self.ready = False
+        self.on_loaded: Callable[[], None] = lambda: None
+        """Called when loading is over, well or not."""
         self._voice_activity = voice_activity
         self._metrics = metrics
         self._journal = journal
@@ -106,6 +108,7 @@ class StreamManager:
         except SetupError as error:
             self.failed = error
             log.error("%s", error.message)
+        self.on_loaded()
 
     async def _expire(self) -> None:
         while True:
