@@ -75,6 +75,7 @@ addEventListener("keydown", (event) => {
   if (event.code === "Space" && pushable(event) && !event.repeat) press();
 });
 addEventListener("keyup", (event) => event.code === "Space" && pushable(event) && letGo());
+document.addEventListener("visibilitychange", stayAwake);
 addEventListener("blur", () => letGo(true)); // Whoever looks elsewhere lets go of keys unseen.
 
 /** Whether a space bar is for talking: not where it types or presses something else. */
@@ -100,10 +101,15 @@ async function start() {
   if (link.ready) configure();
   else link.open();
   become(link.ready ? "listening" : "connecting");
-  navigator.wakeLock?.request("screen").catch(() => {}); // A phone that saves its battery may refuse.
+  stayAwake();
   await sights.turnOn(true);
   pace();
   $("flip").hidden = (await settings.devices()) < 2;
+}
+
+/** While the page is seen; a phone that saves its battery may refuse. */
+function stayAwake() {
+  if (microphone.live && !document.hidden) navigator.wakeLock?.request("screen").catch(() => {});
 }
 
 function listen() {
