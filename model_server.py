@@ -7,6 +7,7 @@ import os
 # Tiny matrix products run slower on several threads, and the event loop wants the other cores for others.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import contextlib
 import gc
 import logging
 import sys
@@ -156,7 +157,8 @@ def main() -> None:
 
     manager.on_loaded = loaded
     print(greeting(settings, manager.engine.name, at, phone), flush=True)
-    server.run()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
     if manager.failed:
         sys.exit(f"model_server.py: {manager.failed.message}")
 
