@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 from echosight.audio import Resampler
 from echosight.conversation import AudioPart, Conversation, OpenTurn, Part

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from echosight.engines.frames import Frame, Kind, Pipe
+from echosight.media import HEARD_HZ
 
 OUTPUT_HZ = 24_000
 SHORTEST = 1_600
@@ -215,9 +216,14 @@ def _pcm(wave: Any) -> bytes:
 
 
 def _read_wav(file: Path) -> Any:
+    import soundfile
+
+    samples, rate = soundfile.read(str(file), dtype="float32", always_2d=True)
+    if rate == HEARD_HZ:
+        return samples[:, 0]
     import librosa
 
-    return librosa.load(str(file), sr=16_000, mono=True)[0]
+    return librosa.resample(samples[:, 0], orig_sr=rate, target_sr=HEARD_HZ)
 
 
 def load_model(source: str) -> tuple[Any, Any, Path]:

@@ -110,20 +110,18 @@ def chat(argument: str | None, settings: Settings) -> TransformersChat:
     if not source:
         raise SetupError("A model in this process needs a name: --model Qwen/Qwen2.5-7B-Instruct")
     need("A model in this process", "torch", "transformers", extra="local", flag=f"--model {source}")
-    turns = settings.max_history_turns
-    return TransformersChat(Path(source).name or source, lambda: build_author(source, turns))
+    turns, device = settings.max_history_turns, settings.device
+    return TransformersChat(Path(source).name or source, lambda: build_author(source, turns, device))
 
 
-def build_author(source: str, max_turns: int = 10, progress: Progress = silent) -> Author:
-    """The model at `source`, on the GPU where there is one. Raises `SetupError`."""
+def build_author(source: str, max_turns: int = 10, device: str = "auto", progress: Progress = silent) -> Author:
+    """The model at `source`. Raises `SetupError`."""
     progress("libraries", 0.0)
-    import torch
-
     from echosight.engines.chat.author import Author
-    from echosight.engines.chat.checkpoint import fetch, read_checkpoint
+    from echosight.engines.chat.checkpoint import device_of, fetch, read_checkpoint
     from echosight.engines.omni.load import free_bytes
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(device)
     progress("files", 0.05)
     folder = fetch(source)
     progress("weights", 0.2)

@@ -46,18 +46,18 @@ def voice(argument: str | None, settings: Settings) -> SpeakerVoice:
     """`argument`: a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
     need("A VITS voice", "torch", "transformers", extra="local", flag=f"--tts vits:{source}")
-    return SpeakerVoice(f"vits {Path(source).name}", lambda: read_speaker(source), 16_000)
+    return SpeakerVoice(f"vits {Path(source).name}", lambda: read_speaker(source, settings.device), 16_000)
 
 
-def read_speaker(source: str, progress: Progress = silent) -> VitsSpeaker:
+def read_speaker(source: str, device: str = "auto", progress: Progress = silent) -> VitsSpeaker:
     """The voice at `source`, downloaded where it is an id. Raises `SetupError`."""
     progress("libraries", 0.0)
-    import torch
     import transformers as installed
 
-    from echosight.engines.chat.checkpoint import fetch
+    from echosight.engines.chat.checkpoint import device_of, fetch
 
     transformers: Any = installed
+    device = device_of(device)
     folder = fetch(source, flag="--tts vits:")
     progress("weights", 0.5)
     try:
@@ -69,4 +69,4 @@ def read_speaker(source: str, progress: Progress = silent) -> VitsSpeaker:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SetupError(f"{source} could not be loaded: {str(error).splitlines()[0]}") from error
     progress("ready", 1.0)
-    return VitsSpeaker(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+    return VitsSpeaker(model.to(device), tokenizer)

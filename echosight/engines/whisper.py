@@ -235,10 +235,12 @@ def transcriber(argument: str | None, settings: Settings) -> WhisperTranscriber:
     if _is_folder(source):
         check_folder(Path(source).expanduser())
     name = Path(source).name
-    return WhisperTranscriber(f"whisper {name}", lambda: Decoder(read_model(source)), settings.language)
+    return WhisperTranscriber(
+        f"whisper {name}", lambda: Decoder(read_model(source, settings.device)), settings.language
+    )
 
 
-def read_model(source: str, progress: Progress = silent) -> Any:
+def read_model(source: str, device: str = "auto", progress: Progress = silent) -> Any:
     """The model, downloaded where `source` is no folder. Raises `SetupError`."""
     import ctranslate2
     from faster_whisper import WhisperModel
@@ -246,11 +248,14 @@ def read_model(source: str, progress: Progress = silent) -> Any:
     progress("Whisper's files", 0.0)
     folder = check_folder(Path(source).expanduser() if _is_folder(source) else _download(source))
     progress("Whisper's weights", 0.5)
-    gpu = ctranslate2.get_cuda_device_count() > 0
+    gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
+    if device.startswith("cuda") and not gpu:
+        raise SetupError("There is no CUDA device here: choose --device cpu")
     try:
         model = WhisperModel(
             str(folder),
             device="cuda" if gpu else "cpu",
+            device_index=int(device.partition(":")[2] or 0),
             compute_type="float16" if gpu else "int8",
             cpu_threads=max(1, (os.cpu_count() or 2) // 2),
             num_workers=2,

@@ -156,7 +156,6 @@ async def test_an_answer_that_nobody_reads_stops(engine: MiniCpmEngine) -> None:
 
 
 async def test_without_a_sample_the_newer_model_speaks_with_its_own_voice(tmp_path: Path) -> None:
-    pytest.importorskip("librosa")
     (tmp_path / "assets").mkdir()
     write_voice(tmp_path / "assets" / "system_ref_audio.wav")
     engine = MiniCpmEngine("stand-in", [command("45", str(tmp_path))])

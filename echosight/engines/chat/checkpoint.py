@@ -41,6 +41,16 @@ def fetch(source: str, flag: str = "--model ") -> Path:
         ) from error
 
 
+def device_of(asked: str) -> str:
+    """Where models run: ``auto`` is the GPU where there is one. Raises `SetupError`."""
+    import torch
+
+    here = torch.cuda.is_available()
+    if asked.startswith("cuda") and not here:
+        raise SetupError("There is no CUDA device here: choose --device cpu")
+    return asked if asked != "auto" else "cuda" if here else "cpu"
+
+
 def read_checkpoint(source: str, folder: Path, device: str) -> Checkpoint:
     """The model on its device: as its weights are on a GPU, in float32 on a CPU. Raises `SetupError`."""
     import torch
@@ -59,7 +69,7 @@ def read_checkpoint(source: str, folder: Path, device: str) -> Checkpoint:
         model = auto.from_pretrained(
             folder,
             dtype="auto" if on_gpu else torch.float32,
-            device_map="auto" if on_gpu else device,
+            device_map="auto" if device == "cuda" else device,
             local_files_only=True,
         ).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,66 @@
+"""A whole turn on local parts: tiny Whisper hears, tiny Llama answers, tiny VITS speaks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from echosight.conversation import AudioPart, Conversation, OpenTurn
+from echosight.engines import SpeechPiece, Summary, TextPiece
+from echosight.engines.cascade import Cascade
+from echosight.engines.transformers_chat import TransformersChat, build_author
+from echosight.engines.vits import voice
+from echosight.engines.whisper import Decoder, Guards, WhisperTranscriber, read_model
+from echosight.options import GenerateOptions
+from echosight.settings import Settings
+from tests.conftest import Flite
+
+
+@pytest.fixture
+async def cascade(tmp_path: Path) -> AsyncIterator[Cascade]:
+    for module in ("torch", "transformers", "faster_whisper", "ctranslate2"):
+        pytest.importorskip(module)
+    from tests.engines.tiny_local import write_llama, write_vits
+    from tests.engines.tiny_whisper import write_whisper
+
+    folders = [tmp_path / name for name in ("whisper", "llama", "vits")]
+    for folder in folders:
+        folder.mkdir()
+    whisper = write_whisper(folders[0])
+    write_llama(folders[1])
+    write_vits(folders[2])
+    # Random weights are sure of nothing.
+    sure = Guards(no_speech=2, log_probability=-99, compression_ratio=999)
+    made = Cascade(
+        WhisperTranscriber("whisper", lambda: Decoder(read_model(str(whisper)), sure)),
+        TransformersChat("llama", lambda: build_author(str(folders[1])), seed=0),
+        voice(str(folders[2]), Settings()),
+    )
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_speech_in_and_speech_out(cascade: Cascade, flite: Flite) -> None:
+    conversation = Conversation(instructions="Answer in one sentence.", language="en")
+    options = GenerateOptions(max_output_tokens=60, temperature=1.0)
+    for said in ("hello world how are you today", "the quick brown fox jumps over the lazy dog"):
+        conversation.open = turn = OpenTurn()
+        pcm = flite(said).pcm
+        for at in range(0, len(pcm), 8_000):
+            await cascade.prefill(conversation, turn.add(AudioPart(pcm[at : at + 8_000])))
+        transcript = await cascade.settle(conversation, turn)
+        assert transcript is not None
+        assert transcript.text
+        conversation.open = None
+        conversation.add(turn.close(transcript.text))
+        pieces = [piece async for piece in cascade.generate(conversation, options)]
+        assert any(isinstance(piece, TextPiece) for piece in pieces)
+        assert sum(len(piece.pcm) for piece in pieces if isinstance(piece, SpeechPiece)) > 8_000
+        summary = pieces[-1]
+        assert isinstance(summary, Summary)
+        assert [name.partition(" ")[0] for name in summary.made_by] == ["whisper", "llama", "vits"]
+        # The second turn begins as the first did.
+        assert summary.usage.cached > (20 if len(conversation.items) > 1 else 0)
