@@ -1,0 +1,161 @@
+"""What overlapping the stages of a turn saves: `uv run benchmarks/cascade.py [--model … --stt … --tts …]`.
+
+The same parts take the same turn twice in one run: as the cascade does it (transcribing while the user speaks,
+speaking while the chat still writes), and one stage after the other. Without --model the chat is a stand-in that
+writes at --tokens-per-second. Times are ms after the end of speech, the median of --rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.workload import clip
+from echosight.conversation import AudioPart, Conversation, OpenTurn
+from echosight.engines import CallPiece, SpeechPiece, Summary, TextPiece
+from echosight.engines.cascade import Cascade
+from echosight.engines.load import load
+from echosight.engines.sentences import Splitter, speakable
+from echosight.media import HEARD_HZ
+from echosight.options import GenerateOptions
+from echosight.settings import Settings
+
+PIECE = HEARD_HZ // 50 * 2
+"""Bytes of 20 ms."""
+
+REPLY = (
+    "Certainly. I have opened the window a little, because it has become warm in here since this morning. "
+    "If it gets too cold for you, say so and I will close it again. Shall I also turn the heating down meanwhile?"
+)
+STAGES = ("transcript", "first text", "first speech", "last speech")
+
+Marks = dict[str, float]
+
+
+class PacedChat:
+    """A stand-in for a model: a fixed reply at a fixed speed, after a fixed time."""
+
+    def __init__(self, tokens_per_second: float, first_s: float) -> None:
+        self.name = f"a stand-in that writes {tokens_per_second:g} tokens a second after {first_s * 1000:g} ms"
+        self._pause_s = 1 / tokens_per_second
+        self._first_s = first_s
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def prefill(self, conversation: Conversation, text: str) -> None: ...
+
+    async def release(self, conversation_id: str) -> None: ...
+
+    async def reply(
+        self, conversation: Conversation, options: GenerateOptions
+    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+        await asyncio.sleep(self._first_s)
+        for word in REPLY.split():
+            yield TextPiece(word + " ")
+            # About four tokens are three words.
+            await asyncio.sleep(self._pause_s * 4 / 3)
+
+
+async def overlapped(engine: Cascade, pcm: bytes) -> Marks:
+    """The user speaks in real time, and is heard meanwhile."""
+    conversation = Conversation(open=OpenTurn())
+    assert conversation.open is not None
+    began = time.perf_counter()
+    for at in range(0, len(pcm), PIECE):
+        part = conversation.open.add(AudioPart(pcm[at : at + PIECE]))
+        await engine.prefill(conversation, part)
+        due = began + (at + PIECE) / (2 * HEARD_HZ)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    over, marks = time.perf_counter(), Marks()
+    await _understand(engine, conversation, over, marks)
+    async with aclosing(engine.generate(conversation, GenerateOptions())) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, TextPiece):
+                marks.setdefault("first text", _ms(over))
+            elif isinstance(piece, SpeechPiece):
+                marks.setdefault("first speech", _ms(over))
+                marks["last speech"] = _ms(over)
+    await engine.release(conversation.id)
+    return marks
+
+
+async def in_sequence(engine: Cascade, pcm: bytes) -> Marks:
+    """Each stage begins when the one before it is complete."""
+    conversation = Conversation(open=OpenTurn())
+    assert conversation.open is not None
+    conversation.open.add(AudioPart(pcm))
+    over, marks = time.perf_counter(), Marks()
+    await _understand(engine, conversation, over, marks)
+    text = ""
+    async with aclosing(engine.chat.reply(conversation, GenerateOptions())) as reply:
+        async for piece in reply:
+            if isinstance(piece, TextPiece):
+                marks.setdefault("first text", _ms(over))
+                text += piece.text
+    splitter = Splitter()
+    for sentence in (*splitter.feed(text), *splitter.finish()):
+        async with aclosing(engine.voice.speak(speakable(sentence.text), GenerateOptions())) as pieces:
+            async for _ in pieces:
+                marks.setdefault("first speech", _ms(over))
+    marks["last speech"] = _ms(over)
+    await engine.release(conversation.id)
+    return marks
+
+
+async def _understand(engine: Cascade, conversation: Conversation, over: float, marks: Marks) -> None:
+    turn = conversation.open
+    assert turn is not None
+    conversation.open = None
+    transcript = await engine.settle(conversation, turn)
+    conversation.add(turn.close(transcript.text if transcript else ""))
+    marks["transcript"] = _ms(over)
+
+
+def _ms(since: float) -> float:
+    return (time.perf_counter() - since) * 1000
+
+
+async def measure(settings: Settings, given: argparse.Namespace, pcm: bytes) -> None:
+    engine = load(settings)
+    if not isinstance(engine, Cascade):
+        sys.exit(f"{engine.name} is no cascade")
+    if settings.model is None:
+        engine.chat = PacedChat(given.tokens_per_second, given.first_token_ms / 1000)
+    await engine.start()
+    print(f"hears    {engine.transcriber.name}\nanswers  {engine.chat.name}\nspeaks   {engine.voice.name}")
+    print(f"{len(pcm) / 2 / HEARD_HZ:.1f} s of speech, {given.rounds} rounds\n")
+    try:
+        await in_sequence(engine, pcm)
+        rounds = [(await overlapped(engine, pcm), await in_sequence(engine, pcm)) for _ in range(given.rounds)]
+    finally:
+        await engine.close()
+    print(f"{'ms after the end of speech':28}{'overlapped':>12}{'in sequence':>14}{'ratio':>9}")
+    for stage in STAGES:
+        ours, theirs = (statistics.median(marks[stage] for marks in side) for side in zip(*rounds, strict=True))
+        print(f"{stage:28}{ours:12.0f}{theirs:14.0f}{theirs / ours:9.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recording", type=Path, help="a WAV file to say (default: espeak-ng speaks)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens-per-second", type=float, default=40)
+    parser.add_argument("--first-token-ms", type=float, default=100)
+    given, rest = parser.parse_known_args()
+    settings = Settings.load(rest)
+    speech = clip(given.recording)
+    asyncio.run(measure(settings, given, speech.samples[: speech.speech].tobytes()))
+
+
+if __name__ == "__main__":
+    main()
