@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,10 +16,24 @@ from websockets.asyncio.client import ClientConnection
 
 from echosight.audio import resample
 from tests.conftest import Flite
-from tests.server.serving import Serve, Server
+from tests.server.serving import Serve, Server, running
 
 Json = dict[str, Any]
 TOKEN = "sesame"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with keys, and with wishes for bridge clients."""
+    variables: dict[str, Any] = {
+        "API_TOKENS": f"other,{TOKEN}",
+        "DEFAULT_SYSTEM_PROMPT": "be kind",
+        "DEFAULT_VAD_END_MS": "320",
+        "DEFAULT_VAD_INTERRUPT_RESPONSE": "yes",
+        "DEFAULT_VAD_AUTORESP": "off",
+    }
+    with running(tmp_path_factory.mktemp("guarded"), "--model", "stub", **variables) as server:
+        yield server
 
 
 class Talk:
@@ -65,22 +79,21 @@ async def talk(server: Server, query: str = "", **options: Any) -> AsyncGenerato
 # --- keys -------------------------------------------------------------------------------------------
 
 
-async def test_every_way_to_bring_a_key(serve: Serve) -> None:
-    server = serve(API_TOKENS=f"other,{TOKEN}")
+async def test_every_way_to_bring_a_key(guarded: Server) -> None:
     key = f"openai-insecure-api-key.{TOKEN}"
-    async with talk(server, additional_headers={"Authorization": f"Bearer {TOKEN}"}):
+    async with talk(guarded, additional_headers={"Authorization": f"Bearer {TOKEN}"}):
         pass
-    async with talk(server, additional_headers={"api-key": TOKEN}):
+    async with talk(guarded, additional_headers={"api-key": TOKEN}):
         pass
-    async with talk(server, f"?token={TOKEN}"):
+    async with talk(guarded, f"?token={TOKEN}"):
         pass
-    async with talk(server, subprotocols=["realtime", key, "openai-beta.realtime-v1"]) as beta:
+    async with talk(guarded, subprotocols=["realtime", key, "openai-beta.realtime-v1"]) as beta:
         assert beta.socket.subprotocol == "realtime"
         assert "audio" not in beta.seen[0]["session"]
-    async with talk(server, subprotocols=[key]) as browser:
+    async with talk(guarded, subprotocols=[key]) as browser:
         assert browser.socket.subprotocol == key
     for wrong in ("", "?token=sesam"):
-        async with websockets.connect(f"{server.ws}/v1/realtime{wrong}") as socket:
+        async with websockets.connect(f"{guarded.ws}/v1/realtime{wrong}") as socket:
             error = orjson.loads(await socket.recv())["error"]
             assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
             with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -89,9 +102,8 @@ async def test_every_way_to_bring_a_key(serve: Serve) -> None:
             assert closed.value.rcvd.code == 3000
 
 
-async def test_ephemeral_keys(serve: Serve) -> None:
-    server = serve(API_TOKENS=TOKEN)
-    async with httpx.AsyncClient(base_url=server.url) as http:
+async def test_ephemeral_keys(guarded: Server) -> None:
+    async with httpx.AsyncClient(base_url=guarded.url) as http:
         assert (await http.post("/v1/realtime/client_secrets")).status_code == 401
         http.headers["Authorization"] = f"Bearer {TOKEN}"
         session = {"type": "realtime", "instructions": "be brief", "audio": {"output": {"speed": 1.25}}}
@@ -100,7 +112,7 @@ async def test_ephemeral_keys(serve: Serve) -> None:
         assert made["value"].startswith("ek_")
         assert made["session"]["instructions"] == "be brief"
         for _ in range(2):
-            async with talk(server, subprotocols=["realtime", f"openai-insecure-api-key.{made['value']}"]) as browser:
+            async with talk(guarded, subprotocols=["realtime", f"openai-insecure-api-key.{made['value']}"]) as browser:
                 opened = browser.seen[0]["session"]
                 assert (opened["instructions"], opened["audio"]["output"]["speed"]) == ("be brief", 1.25)
         for seconds in (9, 7_201, "60"):
@@ -113,7 +125,7 @@ async def test_ephemeral_keys(serve: Serve) -> None:
         made = (await http.post("/v1/realtime/sessions", json=flat)).json()
         assert (made["instructions"], made["modalities"]) == ("flat", ["text"])
     key = made["client_secret"]["value"]
-    async with talk(server, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
+    async with talk(guarded, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
         assert beta.seen[0]["session"]["modalities"] == ["text"]
 
 
@@ -156,19 +168,18 @@ async def test_a_second_socket_takes_the_session_over(server: Server) -> None:
             assert "hello again" in await second.answer()
 
 
-async def test_what_cannot_be_resumed_begins_anew(serve: Serve) -> None:
-    server = serve(API_TOKENS=f"other,{TOKEN}")
-    async with talk(server, f"?token={TOKEN}") as mine:
+async def test_what_cannot_be_resumed_begins_anew(guarded: Server) -> None:
+    async with talk(guarded, f"?token={TOKEN}") as mine:
         session, last = mine.seen[0]["session"]["id"], mine.seen[0]["event_id"]
         for token, known, event in (("other", session, last), (TOKEN, "sess_x", last), (TOKEN, session, "event_x")):
             if token == TOKEN and known == session:
                 mine.socket.transport.abort()
-            async with talk(server, f"?token={token}&session={known}&last_event={event}") as other:
+            async with talk(guarded, f"?token={token}&session={known}&last_event={event}") as other:
                 assert other.seen[0]["session"]["id"] != session
 
 
 async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
-    server = serve()
+    server = serve("--model", "stub")
     async with talk(server) as first:
         session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
     async with asyncio.timeout(5), httpx.AsyncClient(base_url=server.url) as http:
@@ -181,10 +192,9 @@ async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
 # --- the Realtime Speech Bridge ---------------------------------------------------------------------
 
 
-async def test_the_bridge_client_of_its_readme(serve: Serve) -> None:
+async def test_the_bridge_client_of_its_readme(guarded: Server) -> None:
     """Token, voice, two hundredths of a second of sound, commit, response: as its example does it."""
-    server = serve(API_TOKENS=TOKEN, DEFAULT_SYSTEM_PROMPT="be kind")
-    async with talk(server, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as bridge:
+    async with talk(guarded, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as bridge:
         await bridge.send("session.update", session={"voice": "shimmer"})
         sound = base64.b64encode(b"\x00\x00" * 960).decode()
         await bridge.send("input_audio_buffer.append", audio=sound)
@@ -199,9 +209,8 @@ async def test_the_bridge_client_of_its_readme(serve: Serve) -> None:
     assert updated["session"]["instructions"] == "be kind"
 
 
-async def test_the_bridge_takes_its_defaults_from_its_variables(serve: Serve) -> None:
-    server = serve(DEFAULT_VAD_END_MS="320", DEFAULT_VAD_INTERRUPT_RESPONSE="yes", DEFAULT_VAD_AUTORESP="off")
-    async with talk(server) as bridge:
+async def test_the_bridge_takes_its_defaults_from_its_variables(guarded: Server) -> None:
+    async with talk(guarded, f"?token={TOKEN}") as bridge:
         await bridge.send("session.update", session={"turn_detection": {"type": "server_vad"}})
         detection = (await bridge.until("session.updated"))["session"]["turn_detection"]
     assert detection["silence_duration_ms"] == 320
@@ -274,7 +283,7 @@ async def test_sockets_lost_in_every_state(server: Server, flite: Flite) -> None
 
 
 async def test_who_finds_no_room_is_told_to_come_later(serve: Serve) -> None:
-    server = serve("--max-sessions", "1")
+    server = serve("--model", "stub", "--max-sessions", "1")
     async with talk(server), websockets.connect(f"{server.ws}/v1/realtime") as socket:
         error = orjson.loads(await socket.recv())["error"]
         assert (error["type"], error["code"]) == ("server_error", "engine_full")
