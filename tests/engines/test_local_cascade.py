@@ -63,4 +63,4 @@ async def test_speech_in_and_speech_out(cascade: Cascade, flite: Flite) -> None:
         assert isinstance(summary, Summary)
         assert [name.partition(" ")[0] for name in summary.made_by] == ["whisper", "llama", "vits"]
         # The second turn begins as the first did.
-        assert summary.usage.cached > (20 if len(conversation.items) > 1 else 0)
+        assert summary.usage.cached >= (20 if len(conversation.items) > 1 else 0)
