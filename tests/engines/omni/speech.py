@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
 from echosight.engines.omni.answer import Answer, Wish
-from echosight.engines.omni.memory import View
+from echosight.engines.omni.memory import Memory, View
 from echosight.engines.omni.sampling import Taste
 from echosight.media import HEARD_HZ, ImageFrame
 
 SYSTEM = "You are a helpful assistant."
+CLOSE = 1e-4
+"""Logits that differ by no more are the same."""
 
 
 def sound(seconds: float, seed: int = 0) -> bytes:
@@ -102,3 +105,12 @@ def run(stage: Any, *begun: tuple[str, Answer]) -> list[Said]:
 def ask(stage: Any, seen: View, wanted: Wish) -> Said:
     """One answer, alone."""
     return run(stage, (seen.id, stage.begin(seen, wanted)))[0]
+
+
+def first_logits(memory: Memory, seen: View) -> torch.Tensor:
+    """Logits of the reply's first token; the memory is left as before the reply."""
+    with torch.inference_mode():
+        start, hidden = memory.prepare_reply(seen, None)
+        memory.context.back_to(start)
+        logits: torch.Tensor = memory._model.thinker.lm_head(hidden)[0]
+        return logits

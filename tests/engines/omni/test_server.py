@@ -14,16 +14,21 @@ import websockets
 from echosight.audio import resample
 from echosight.media import AudioChunk
 from tests.conftest import Flite
+from tests.server import serving
 from tests.server.echosight_client import Caller, Record, joined, pieces, silence
-from tests.server.serving import Server, running
+from tests.server.serving import Server
 
 SAID = "The quick brown fox jumps over the lazy dog."
 
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path], kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("server"), "--model", str(folders[kind]), "--device", "cpu") as shared:
-        yield shared
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        # Importing torch alone takes that long on a busy machine.
+        patch.setattr(serving, "START_S", 100)
+        with serving.running(folder, "--model", str(folders[kind]), "--device", "cpu") as shared:
+            yield shared
 
 
 @pytest.fixture(scope="module")
