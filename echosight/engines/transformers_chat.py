@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from echosight.engines import CallPiece, Summary, TextPiece
 from echosight.engines.chat.prompt import Request
 from echosight.engines.extras import Progress, need, silent
 from echosight.engines.worker import Worker
-from echosight.errors import EngineFailure, SetupError
+from echosight.errors import EchoSightError, EngineFailure, SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
@@ -54,11 +54,10 @@ class TransformersChat:
         request = Request(ahead, _system(conversation, conversation.instructions), conversation.tools)
         self._reading.add(conversation.id)
         try:
-            async with aclosing(self._worker.stream(lambda: self._author.read_ahead(request, item.text))) as steps:
-                async for _ in steps:
-                    pass
-        except (RuntimeError, MemoryError) as error:
-            raise EngineFailure(f"The model failed: {error}") from error
+            with _failures():
+                async with aclosing(self._worker.stream(lambda: self._author.read_ahead(request, item.text))) as steps:
+                    async for _ in steps:
+                        pass
         finally:
             self._reading.discard(conversation.id)
 
@@ -73,13 +72,11 @@ class TransformersChat:
         def begin() -> Generator[list[TextPiece | CallPiece | Summary], None, None]:
             return author.write(request, options, seed)
 
-        try:
+        with _failures():
             async with aclosing(self._worker.stream(begin)) as steps:
                 async for pieces in steps:
                     for piece in pieces:
                         yield piece
-        except (RuntimeError, MemoryError) as error:
-            raise EngineFailure(f"The model failed: {error}") from error
 
     async def release(self, conversation_id: str) -> None:
         self._said.pop(conversation_id, None)
@@ -102,6 +99,17 @@ class TransformersChat:
             return ""
         named = choice.get("function", choice).get("name") if isinstance(choice, dict) else None
         return "<tool_call>\n" + (f'{{"name": "{named}", "arguments": ' if named else "")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What breaks in a model, or in its chat template, which is a program of its makers, fails the turn only."""
+    try:
+        yield
+    except EchoSightError:
+        raise
+    except Exception as error:
+        raise EngineFailure(f"The model failed: {error}") from error
 
 
 def chat(argument: str | None, settings: Settings) -> TransformersChat:

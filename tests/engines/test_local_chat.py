@@ -374,6 +374,15 @@ async def test_a_reply_that_nobody_reads_stops_within_a_step(
     assert steps <= read + 1
 
 
+async def test_a_template_that_breaks_fails_the_turn_only(
+    served: TransformersChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken, pytest.raises(EngineFailure, match="The model failed"):
+        broken.setattr(served._author.template, "template", "{{ raise_exception('no') }}")
+        [piece async for piece in served.reply(talk("llama"), SHORT)]
+    assert isinstance([piece async for piece in served.reply(talk("llama"), SHORT)][-1], Summary)
+
+
 async def test_a_named_function_is_called(served: TransformersChat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served._author, "_ends", frozenset())
     written = iter('{"city": "Rome"}}\n</tool_call>')
