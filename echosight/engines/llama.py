@@ -19,6 +19,9 @@ from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
+REPLY_TOKENS = 1024
+"""A model that finds no end is stopped there, before its context is full."""
+
 RESTART_S = 15.0
 """How long a turn waits for a process that is being restarted."""
 
@@ -34,7 +37,13 @@ class LlamaChat:
 
         self.server = Supervisor(f"llama.cpp with {model.name}", command)
         upstream = Upstream(f"http://127.0.0.1:{self.server.port}/v1")
-        self._chat = OpenAIChat(upstream, None, max_turns=settings.max_history_turns, ahead=True)
+        self._chat = OpenAIChat(
+            upstream,
+            None,
+            max_turns=settings.max_history_turns,
+            max_tokens=min(REPLY_TOKENS, settings.context_size // 4),
+            ahead=True,
+        )
 
     async def start(self) -> None:
         """Returns when the model is loaded. Raises `SetupError`."""

@@ -22,6 +22,9 @@ CHECK_S = 30.0
 ANSWER_S = 10.0
 """How long a process may take to say that it is well: it may be busy with a long prompt."""
 
+MISSES = 2
+"""Checks in a row that a process may miss."""
+
 LOADING_S = 900.0
 POLL_S = 0.1
 PAUSE_S = 0.1
@@ -120,20 +123,19 @@ class Supervisor:
                 self._last_words = f"it was not ready within {LOADING_S:g} s"
                 return
             self.up.set()
-            while True:
+            missed = 0
+            while missed < MISSES:
                 await asyncio.sleep(self._check_s)
-                if not await self._is_well(client):
-                    self._last_words = "it does not answer"
-                    return
-                self.restarts = 0
+                if await self._is_well(client):
+                    self.restarts = missed = 0
+                else:
+                    missed += 1
+            self._last_words = "it does not answer"
 
     async def _is_well(self, client: httpx.AsyncClient) -> bool:
-        """llama.cpp's own server has /health; those that have not list their models."""
+        """llama.cpp's own server has /health; llama-cpp-python's has not, and does not listen before it is ready."""
         with contextlib.suppress(httpx.HTTPError):
-            response = await client.get("/health", timeout=ANSWER_S)
-            if response.status_code == 404:
-                response = await client.get("/v1/models", timeout=ANSWER_S)
-            return response.status_code == 200
+            return (await client.get("/health", timeout=ANSWER_S)).status_code in (200, 404)
         return False
 
     async def _log(self, stderr: asyncio.StreamReader) -> None:

@@ -176,6 +176,16 @@ async def test_pictures_are_shown_unless_the_model_is_blind(server: Server, chat
     assert blind == [{"role": "user", "content": "What is this?"}]
 
 
+async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, chat: OpenAIChat) -> None:
+    full = answer({"error": {"message": "the request exceeds the available context size"}}, 400)
+    server.on(CHAT, full, full, HELLO, full)
+    assert said(await ask(chat, talk(*"abcdefgh"))) == "Hello."
+    shown = [[message["content"] for message in request.json["messages"][1:]] for request in server.asked(CHAT)]
+    assert shown == [[*"abcdefgh"], [*"defgh"], [*"gh"]]
+    with pytest.raises(Refused, match="context size"):
+        await ask(chat, talk("a"))
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 

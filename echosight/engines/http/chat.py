@@ -37,14 +37,23 @@ Piece = TextPiece | CallPiece | Summary
 class OpenAIChat:
     """A `Chat` over ``/chat/completions``. `model` None: the first that the server lists.
 
-    With `ahead`, what is known of the prompt is sent while the user still speaks, so that the server has it in its
-    cache: for servers whose time costs nothing.
+    `max_tokens` limits replies where nobody else does. With `ahead`, what is known of the prompt is sent while the user
+    still speaks, so that the server has it in its cache: for servers whose time costs nothing.
     """
 
-    def __init__(self, upstream: Upstream, model: str | None, *, max_turns: int = 10, ahead: bool = False) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        model: str | None,
+        *,
+        max_turns: int = 10,
+        max_tokens: int | None = None,
+        ahead: bool = False,
+    ) -> None:
         self.upstream = upstream
         self._model = model
         self._max_turns = max_turns
+        self._max_tokens = max_tokens
         self._ahead = ahead
         self._without: set[str] = set()
         self._prefills: dict[str, asyncio.Task[None]] = {}
@@ -99,8 +108,9 @@ class OpenAIChat:
                 yield piece
 
     async def _reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+        turns = self._max_turns
         while True:
-            asked = self._asked(conversation, options) | {"stream": True}
+            asked = self._asked(conversation, options, turns) | {"stream": True}
             if "stream_options" not in self._without:
                 asked["stream_options"] = {"include_usage": True}
             try:
@@ -112,10 +122,14 @@ class OpenAIChat:
                         yield piece
                 return
             except Refused as error:
-                if (culprit := self._dispensable(error, asked)) is None:
+                if turns > 1 and "context" in error.detail.lower():
+                    turns //= 2
+                    log.info("%s cannot hold the conversation; its last %d turns are left", self.upstream.name, turns)
+                elif (culprit := self._dispensable(error, asked)) is not None:
+                    log.info("%s does not take %s, so it is asked without", self.upstream.name, culprit)
+                    self._without.add(culprit)
+                else:
                     raise
-                log.info("%s does not take %s, so it is asked without", self.upstream.name, culprit)
-                self._without.add(culprit)
 
     async def _compute_ahead(self, asked: dict[str, Any]) -> None:
         try:
@@ -123,25 +137,27 @@ class OpenAIChat:
         except EngineFailure as error:
             log.debug("computing ahead failed: %s", error.message)
 
-    def _asked(self, conversation: Conversation, options: GenerateOptions) -> dict[str, Any]:
+    def _asked(self, conversation: Conversation, options: GenerateOptions, turns: int | None = None) -> dict[str, Any]:
         tools = conversation.tools if options.tools is None else options.tools
         limit = "max_completion_tokens" if "max_tokens" in self._without else "max_tokens"
         asked: dict[str, Any] = {
             "model": self._model,
-            "messages": self._messages(conversation, options.instructions),
+            "messages": self._messages(conversation, options.instructions, turns),
             "temperature": options.temperature,
             "top_p": options.top_p,
-            limit: options.max_output_tokens,
+            limit: options.max_output_tokens or self._max_tokens,
         }
         if tools:
             asked |= {"tools": [_function(tool) for tool in tools], "tool_choice": _choice(options.tool_choice)}
         return {key: value for key, value in asked.items() if value is not None and key not in self._without}
 
-    def _messages(self, conversation: Conversation, instructions: str | None = None) -> list[Message]:
+    def _messages(
+        self, conversation: Conversation, instructions: str | None = None, turns: int | None = None
+    ) -> list[Message]:
         return messages(
             conversation,
             instructions=instructions,
-            max_turns=self._max_turns,
+            max_turns=turns or self._max_turns,
             images="images" not in self._without,
         )
 
