@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from echosight.conversation import Conversation, Item
 from echosight.engines import CallPiece, Summary, TextPiece
-from echosight.engines.history import recent
+from echosight.engines.history import joined, recent
 from echosight.engines.sight import describe, look
 from echosight.engines.worker import Worker
 from echosight.events import Usage
@@ -48,7 +48,8 @@ class EchoChat:
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
         """Word by word, each a token as far as `max_output_tokens` is concerned."""
-        said = [item for item in recent(conversation, self._max_history_turns) if item.role == "user"]
+        talk = joined(recent(conversation, self._max_history_turns))
+        said = [item for item in talk if item.role == "user"]
         limit = options.max_output_tokens
         tokens = 0
         async for sentence in self._sentences(said):

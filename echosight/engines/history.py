@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from echosight.conversation import Conversation, ImagePart, Item, ToolCall, ToolResult
@@ -20,6 +22,17 @@ def recent(conversation: Conversation, max_turns: int) -> list[Item]:
     turns = [at for at, item in enumerate(items) if item.role == "user"]
     first = turns[-max_turns] if len(turns) > max_turns else 0
     return [item for at, item in enumerate(items) if at >= first or item.role == "system"]
+
+
+def joined(items: Iterable[Item]) -> list[Item]:
+    """What a user said since the last answer as one item: some clients send a picture as an item of its own."""
+    whole: list[Item] = []
+    for item in items:
+        if whole and whole[-1].role == item.role == "user":
+            whole[-1] = replace(item, parts=whole[-1].parts + item.parts)
+        else:
+            whole.append(item)
+    return whole
 
 
 def messages(

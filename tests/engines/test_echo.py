@@ -126,3 +126,9 @@ def test_brightness_and_sharpness_order_pictures() -> None:
 def test_tiny_and_flat_pictures_can_be_measured() -> None:
     assert "1 by 1 pixels" in describe(look(picture(Image.new("L", (1, 1))).frame))
     assert look(picture(Image.new("1", (2, 5000))).frame).height == 5000
+
+
+async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoChat) -> None:
+    red = Item("user", (picture(Image.new("RGB", (64, 48), "red")),))
+    text, _ = await reply(chat, red, Item("user", (TextPart("what is this"),)))
+    assert "red" in text

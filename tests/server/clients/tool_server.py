@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
@@ -38,26 +37,15 @@ class ToolChat(EchoChat):
             yield TextPiece(f"The function said: {results[0].output}.")
         elif tools and "weather" in last.text:
             call_id = new_id("call")
-            for piece in ('{"place"', ': "here"}'):
-                yield CallPiece(call_id, tools[0]["name"], piece)
+            for arguments in ('{"place"', ': "here"}'):
+                yield CallPiece(call_id, tools[0]["name"], arguments)
         elif "story" in conversation.instructions and len([i for i in conversation if i.role == "user"]) == 1:
             for number in range(STORY_WORDS):
                 yield TextPiece(f"word {number}. ")
                 await asyncio.sleep(0.05)
         else:
-            async for piece in super().reply(replace(conversation, items=_joined(conversation)), options):
+            async for piece in super().reply(conversation, options):
                 yield piece
-
-
-def _joined(conversation: Conversation) -> list[Item]:
-    """What the user said since the last answer as one item: some clients send a picture as an item of its own."""
-    items: list[Item] = []
-    for item in conversation:
-        if items and items[-1].role == item.role == "user":
-            items[-1] = replace(item, parts=items[-1].parts + item.parts)
-        else:
-            items.append(item)
-    return items
 
 
 def engine(settings: Settings) -> Engine:
@@ -65,5 +53,5 @@ def engine(settings: Settings) -> Engine:
 
 
 if __name__ == "__main__":
-    model_server.load = engine
+    model_server.load = engine  # type: ignore[attr-defined]
     model_server.main()
