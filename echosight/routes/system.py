@@ -58,6 +58,8 @@ def about(manager: StreamManager, settings: Settings) -> dict[str, Any]:
         "docs": "/docs",
         "endpoints": {
             "echosight": ["/stream", "/completions", "/stop", "/feedback", "/init_options", "/ws/stream"],
+            "realtime": ["/v1/realtime", "/v1/realtime/client_secrets", "/v1/realtime/calls"],
+            "openai": ["/v1/audio/transcriptions", "/v1/audio/speech", "/v1/chat/completions", "/v1/models"],
             "system": ["/health", "/metrics"],
         },
     }
