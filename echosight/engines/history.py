@@ -25,10 +25,10 @@ def recent(conversation: Conversation, max_turns: int) -> list[Item]:
 
 
 def joined(items: Iterable[Item]) -> list[Item]:
-    """What a user said since the last answer as one item: some clients send a picture as an item of its own."""
+    """Pictures that were sent as items of their own, as some clients do, become part of what the user says next."""
     whole: list[Item] = []
     for item in items:
-        if whole and whole[-1].role == item.role == "user":
+        if whole and whole[-1].role == item.role == "user" and not (whole[-1].text or whole[-1].audio):
             whole[-1] = replace(item, parts=whole[-1].parts + item.parts)
         else:
             whole.append(item)
