@@ -183,7 +183,10 @@ const scenarios = {
     await page.fill("[name=token]", given.token);
     await page.keyboard.press("Enter");
     await type(page, "it is me");
-    await turn(page, 2, "it is me");
+    // The line from before waits too, and may be answered first, or be interrupted by this one.
+    await page.waitForFunction(() =>
+      [...document.querySelectorAll(".turn.assistant")].some((turn) => turn.textContent.includes("it is me")),
+    );
     const kept = await page.evaluate(() => JSON.stringify(localStorage));
     return { said, focused, wrong, kept };
   },
