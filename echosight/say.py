@@ -95,11 +95,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the request instead of sending it")
     parser.add_argument("--out", type=Path, help="save the answer's speech as a WAV instead of playing it")
     parser.add_argument("--url", default="http://127.0.0.1:32550", help="the server (%(default)s)")
-    parser.add_argument("--uid", default="say", help="the name of this session (%(default)s)")
+    parser.add_argument("--uid", help="the name of this session (say, or say-live)")
     parser.add_argument("--token", default=os.environ.get("ECHOSIGHT_TOKEN"), help="one of the server's API_TOKENS")
     args = parser.parse_args()
     if not (args.recording or args.text or args.image):
         parser.error("give a recording, --text or --image")
+    # Apart, so that what is said live is not taken for the echo of an answer that was saved a moment ago.
+    args.uid = args.uid or ("say-live" if args.live else "say")
     return args
 
 
@@ -170,17 +172,18 @@ async def _live(args: argparse.Namespace, speaker: Speaker) -> None:
                 await socket.send(orjson.dumps(_body(content)).decode())
             talking = asyncio.create_task(_talk(socket, args.recording))
             try:
-                await _listen(socket, speaker, talking, patience)
+                await _listen(socket, speaker, patience)
             finally:
                 talking.cancel()
 
 
 async def _talk(socket: websockets.ClientConnection, path: Path | None) -> None:
-    """Send the recording in frames at real time."""
+    """Send the recording in frames at real time, then an empty body, which is acknowledged."""
     began = asyncio.get_running_loop().time()
     for number, frame in enumerate(_frames(path)):
         await asyncio.sleep(began + number * FRAME_S - asyncio.get_running_loop().time())
         await socket.send(frame)
+    await socket.send('{"messages": []}')
 
 
 def _frames(path: Path | None) -> Iterator[bytes]:
@@ -192,16 +195,11 @@ def _frames(path: Path | None) -> Iterator[bytes]:
         yield pcm[at : at + size]
 
 
-async def _listen(
-    socket: websockets.ClientConnection, speaker: Speaker, talking: asyncio.Task[None], patience: asyncio.Timeout
-) -> None:
+async def _listen(socket: websockets.ClientConnection, speaker: Speaker, patience: asyncio.Timeout) -> None:
     """Show what comes until the recording is over and its last answer is complete."""
-    loop = asyncio.get_running_loop()
-    waiting = True
+    waiting, over = True, False
     async for message in socket:
         note = orjson.loads(message)
-        if talking.done():
-            patience.reschedule(loop.time() + PATIENCE_S)
         match note:
             case {"type": "speech_started"}:
                 waiting = True
@@ -211,11 +209,14 @@ async def _listen(
             case {"type": "waterfall", "waterfall_ms": stages}:
                 waiting = False
                 print("  " + " · ".join(f"{k} {v:.0f} ms" for k, v in stages.items() if v is not None))
+            case {"choices": {"finish_reason": ""}}:
+                over = True
+                patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
             case {"error": str(problem)}:
                 raise EchoSightError(problem)
-            case {"choices": list()}:
+            case {"choices": list()} | {"error": dict()}:
                 _show(note, speaker)
-        if talking.done() and not waiting:
+        if over and not waiting:
             return
 
 
