@@ -70,6 +70,11 @@ class ToolResult:
     output: str
 
 
+def speech(pcm: bytes, transcript: str | None = None) -> AudioPart:
+    """PCM16 at `HEARD_HZ` as a part of what a user says."""
+    return AudioPart(pcm, duration_ms=len(pcm) * 500 // HEARD_HZ, transcript=transcript)
+
+
 Part = TextPart | AudioPart | ImagePart | ToolCall | ToolResult
 
 

@@ -10,10 +10,9 @@ from echosight.audio import Resampler
 from echosight.finished import sounds_finished
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import TurnOptions
-from echosight.turns import Signal, TurnDetector, VoiceStream
+from echosight.turns import WINDOW_BYTES, Signal, TurnDetector, VoiceStream
+from vad_utils import WINDOW
 
-WINDOW_SAMPLES = 512
-WINDOW_BYTES = 2 * WINDOW_SAMPLES
 _PER_MS = HEARD_HZ // 1000
 
 
@@ -80,7 +79,7 @@ class Ear:
         signals = self._detector.push(probability)
         if not self._detector.speaking:
             keep = self.options.prefix_padding_ms + self.options.min_speech_ms
-            while len(self._held) * WINDOW_SAMPLES > keep * _PER_MS + 2 * WINDOW_SAMPLES:
+            while len(self._held) * WINDOW > keep * _PER_MS + 2 * WINDOW:
                 self._held.popleft()
         return probability, signals
 

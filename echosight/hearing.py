@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, Part
+from echosight.conversation import Conversation, ImagePart, Item, OpenTurn, Part
 from echosight.engines import Engine
 from echosight.errors import EchoSightError, EngineFailure
 from echosight.events import Heard, NotUnderstood, Output
@@ -161,8 +161,3 @@ def _hear_out(guess: asyncio.Task[Transcript | None]) -> None:
 def _tell(early: asyncio.Task[Transcript | None], then: Callable[[str], None]) -> None:
     if not early.cancelled() and early.exception() is None and (transcript := early.result()) is not None:
         then(transcript.text)
-
-
-def speech(pcm: bytes) -> AudioPart:
-    """PCM16 at `HEARD_HZ` as a part."""
-    return AudioPart(pcm, duration_ms=len(pcm) // 32)

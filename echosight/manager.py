@@ -95,7 +95,7 @@ class StreamManager:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for key in list(self._places):
-                await self._drop(key)
+                await self.end(key)
             await self.engine.close()
             await self._journal.close()
             await self._reader.close()
@@ -116,7 +116,7 @@ class StreamManager:
             now = self._clock()
             for key in [k for k, p in self._places.items() if p.touched + p.patience <= now and not self._in_use(p)]:
                 log.info("session %s expired", self._places[key].session.id)
-                await self._drop(key)
+                await self.end(key)
 
     @staticmethod
     def _in_use(place: _Place) -> bool:
@@ -137,7 +137,7 @@ class StreamManager:
         """The caller's session, a new one where there is none. Raises `EngineFull`."""
         place = self._places.get(key)
         if place is not None and place.session.outbox.closed:
-            await self._drop(key)
+            await self.end(key)
             place = None
         if place is None:
             await self._make_room()
@@ -168,11 +168,7 @@ class StreamManager:
             if not waits:
                 await session.stop("client_gone")
             if self.settings.linger_s == 0:
-                await self._drop(key)
-
-    async def end(self, key: str) -> None:
-        """The caller's session is over, if there is one."""
-        await self._drop(key)
+                await self.end(key)
 
     def live_options(self) -> SessionOptions:
         """What a session starts with. Speech keeps close to its playing, so that stopping it is heard."""
@@ -211,9 +207,10 @@ class StreamManager:
             since, key = min(gone, default=(now, ""))
             if now - since < GIVE_WAY_S:
                 raise EngineFull(retry_after=max(1, round(GIVE_WAY_S - (now - since))))
-            await self._drop(key)
+            await self.end(key)
 
-    async def _drop(self, key: str) -> None:
+    async def end(self, key: str) -> None:
+        """The caller's session is over, if there is one."""
         place = self._places.pop(key, None)
         if place is not None:
             await place.close()

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from echosight import events as ev
 from echosight.answering import Answering
-from echosight.conversation import Conversation, ImagePart, TextPart
+from echosight.conversation import Conversation, ImagePart, TextPart, speech
 from echosight.ear import Ear
 from echosight.edits import Edits
 from echosight.engines import Engine
 from echosight.errors import InputError
-from echosight.hearing import Hearing, speech
+from echosight.hearing import Hearing
 from echosight.media import HEARD_HZ, AudioChunk, ImageFrame
 from echosight.options import SessionOptions, TurnOptions
 from echosight.outbox import Outbox, Tap
@@ -139,7 +139,7 @@ class Session:
     async def _hear(self, chunk: AudioChunk) -> None:
         pcm = self._ear.resample(chunk)
         if self.options.turn is None:
-            if self._hearing.turn.duration_ms + len(pcm) // 32 > LONGEST_TURN_MS:
+            if self._hearing.turn.duration_ms + speech(pcm).duration_ms > LONGEST_TURN_MS:
                 raise InputError(
                     f"The turn is longer than {LONGEST_TURN_MS // 1000} s: commit or clear it",
                     code="input_audio_buffer_too_long",

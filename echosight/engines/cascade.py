@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,15 +19,14 @@ from echosight.engines import (
     Transcriber,
     Voice,
 )
+from echosight.engines.listener import Listener
 from echosight.engines.sentences import Sentence, Splitter, speakable
 from echosight.engines.words import WordClock
 from echosight.errors import EngineFailure
-from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
 log = logging.getLogger(__name__)
-
-BYTES_A_MS = HEARD_HZ // 500
 
 TEXTS_AHEAD = 32
 """Pieces of text the chat may be ahead of the reader."""
@@ -48,9 +46,7 @@ class Cascade:
         self.capacity = capacity
         self.output_rate = voice.rate
         self.voices = voice.voices
-        self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        """Conversation id -> turn id -> bytes of its speech that the transcriber was given."""
-        self._settling: set[str] = set()
+        self._listener = Listener(transcriber)
         self._written_by: dict[str, str] = {}
         """Conversation id -> who wrote down its last speech."""
         self._starting: list[str] = []
@@ -88,14 +84,11 @@ class Cascade:
         turn = conversation.open
         if turn is None or not isinstance(part, AudioPart) or not part.pcm:
             return None
-        heard = self._heard[conversation.id].get(turn.id)
-        if heard is None:
-            await self._tidy(conversation)
+        if not self._listener.knows(conversation, turn):
+            await self._listener.tidy(conversation)
             await self.chat.prefill(conversation, "")
-        elif heard >= turn.duration_ms * BYTES_A_MS:
-            return None
         try:
-            text = await self._hear(conversation, turn, turn.pcm if heard is None else part.pcm)
+            text = await self._listener.hear(conversation, turn, part.pcm)
         except EngineFailure:
             log.debug("the transcriber failed; settle will tell", exc_info=True)
             return None
@@ -104,34 +97,20 @@ class Cascade:
         return text
 
     async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
-        if not turn.duration_ms:
+        transcript = await self._listener.settle(conversation, turn)
+        if transcript is None:
             return None
-        heard = self._heard[conversation.id].get(turn.id, 0)
-        self._settling.add(turn.id)
-        try:
-            if heard < turn.duration_ms * BYTES_A_MS:
-                await self._hear(conversation, turn, turn.pcm[heard:])
-            transcript = await self.transcriber.finish(turn.id)
-        except EngineFailure:
-            # Asked again, it is all heard anew.
-            await self._forget(conversation.id, turn.id)
-            raise
-        finally:
-            self._settling.discard(turn.id)
-        if turn is not conversation.open:
-            await self._forget(conversation.id, turn.id)
         self._written_by[conversation.id] = transcript.made_by or self.transcriber.name
         return transcript
 
     async def release(self, conversation_id: str) -> None:
         self._written_by.pop(conversation_id, None)
-        for turn_id in self._heard.pop(conversation_id, {}):
-            await self.transcriber.forget(turn_id)
+        await self._listener.release(conversation_id)
         await self.chat.release(conversation_id)
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
         """Text as soon as it is there, speech in order beside it; the voice is a sentence ahead of the reader."""
-        await self._tidy(conversation)
+        await self._listener.tidy(conversation)
         options = replace(options, language=options.language or conversation.language)
         async with aclosing(self.chat.reply(conversation, options)) as reply:
             answer = _Answer(reply, self.voice if options.speech else None, options)
@@ -142,27 +121,6 @@ class Cascade:
         chat = answer.summary.made_by or (self.chat.name,)
         voices = tuple(answer.voices) or (self.voice.name,) if options.speech else ()
         yield replace(answer.summary, made_by=(ears, *chat, *voices))
-
-    async def _hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
-        """More of the turn. Whoever is stopped in the middle of it leaves nothing half heard."""
-        heard = self._heard[conversation.id]
-        heard[turn.id] = heard.get(turn.id, 0) + len(pcm)
-        try:
-            return await self.transcriber.hear(turn.id, pcm, conversation.language, conversation.id)
-        except asyncio.CancelledError:
-            await self._forget(conversation.id, turn.id)
-            raise
-
-    async def _tidy(self, conversation: Conversation) -> None:
-        """Forget the turns that are over."""
-        current = conversation.open.id if conversation.open is not None else None
-        for turn_id in [*self._heard[conversation.id]]:
-            if turn_id != current and turn_id not in self._settling:
-                await self._forget(conversation.id, turn_id)
-
-    async def _forget(self, conversation_id: str, turn_id: str) -> None:
-        if self._heard[conversation_id].pop(turn_id, None) is not None:
-            await self.transcriber.forget(turn_id)
 
 
 class _Answer:

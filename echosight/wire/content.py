@@ -13,13 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from echosight import events as ev
 from echosight.audio import decode_audio, resample
-from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
+from echosight.conversation import ImagePart, Item, Part, TextPart, speech
 from echosight.errors import InputError, WireError
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import SessionOptions
 from echosight.pictures import read_data_uri, read_image
-
-MS_SAMPLES = HEARD_HZ // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Content:
         """As one whole turn of the user; None where it holds nothing."""
         chunks = [resample(p.chunk, HEARD_HZ).pcm for p in self.parts if isinstance(p, ev.Audio)]
         pcm = b"".join(chunks)
-        parts: list[Part] = [AudioPart(pcm, duration_ms=len(pcm) // (2 * MS_SAMPLES))] if pcm else []
+        parts: list[Part] = [speech(pcm)] if pcm else []
         for part in self.parts:
             match part:
                 case ev.Image(frame):

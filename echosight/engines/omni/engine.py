@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
 from echosight.engines import Piece, Summary, Transcriber
-from echosight.engines.omni.listener import Listener
+from echosight.engines.listener import Listener
 from echosight.engines.omni.rounds import Rounds
 from echosight.engines.worker import Worker
 from echosight.errors import EngineFailure

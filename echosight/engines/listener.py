@@ -1,4 +1,4 @@
-"""A transcriber that hears along with a model that writes no transcript itself."""
+"""A transcriber that hears along: with a cascade, or with a model that writes no transcript itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from echosight.conversation import Conversation, OpenTurn
 from echosight.engines import Transcriber
+from echosight.errors import EngineFailure
 from echosight.media import HEARD_HZ, Transcript
 
 BYTES_A_MS = HEARD_HZ * 2 // 1000
@@ -21,10 +22,16 @@ class Listener:
         """Conversation id -> turn id -> bytes of its speech that were given."""
         self._settling: set[str] = set()
 
+    def knows(self, conversation: Conversation, turn: OpenTurn) -> bool:
+        """Whether speech of the turn was given already."""
+        return turn.id in self._heard[conversation.id]
+
     async def hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
         """`pcm` was added to the turn; returns the partial text where it changed."""
-        begun = turn.id in self._heard[conversation.id]
-        return await self._give(conversation, turn, pcm if begun else turn.pcm)
+        heard = self._heard[conversation.id].get(turn.id)
+        if heard is not None and heard >= turn.duration_ms * BYTES_A_MS:
+            return None
+        return await self._give(conversation, turn, turn.pcm if heard is None else pcm)
 
     async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
         """The transcript of all speech of the turn."""
@@ -36,6 +43,10 @@ class Listener:
             if heard < turn.duration_ms * BYTES_A_MS:
                 await self._give(conversation, turn, turn.pcm[heard:])
             transcript = await self.transcriber.finish(turn.id)
+        except EngineFailure:
+            # Asked again, it is all heard anew.
+            await self._forget(conversation.id, turn.id)
+            raise
         finally:
             self._settling.discard(turn.id)
         if turn is not conversation.open:
