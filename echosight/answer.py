@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from echosight.audio import Resampler
 from echosight.conversation import Conversation, Item, Part, Status, TextPart, ToolCall, new_id
 from echosight.engines import CallPiece, Piece, SpeechPiece, Summary, TextPiece
 from echosight.events import (
@@ -23,6 +22,7 @@ from echosight.events import (
 )
 from echosight.ledger import Ledger
 from echosight.media import AudioChunk, Word
+from echosight.resampling import Resampler
 
 Stage = Literal["endpoint", "transcript", "first_text", "first_audio", "first_byte"]
 

@@ -1,10 +1,9 @@
-"""Sound as bytes: PCM, WAV and whatever libsndfile reads, brought to mono PCM16; and streaming resampling."""
+"""Sound as bytes: PCM, WAV and whatever libsndfile reads, brought to mono PCM16."""
 
 from __future__ import annotations
 
 import io
 import struct
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from echosight.errors import InputError
 from echosight.g711 import alaw_decode, ulaw_decode
 from echosight.media import AudioChunk
+from echosight.resampling import Samples, check_rate, to_int16
 
-MIN_HZ, MAX_HZ = 4_000, 192_000
 MAX_CHANNELS = 32
-
-Samples = NDArray[np.int16]
 
 _RAW = {"pcm", "pcm16", "raw", "s16le", "l16"}
 _ULAW = {"g711_ulaw", "ulaw", "mulaw", "pcmu"}
@@ -45,7 +42,7 @@ def decode_audio(
         chunk = AudioChunk(alaw_decode(data), 8_000 if sample_rate is None else sample_rate)
     else:
         raise _invalid(f"Unknown audio format {format[:40]!r}")
-    _check_rate(chunk.rate)
+    check_rate(chunk.rate)
     if chunk.seconds > max_seconds:
         raise _too_long(max_seconds)
     return chunk
@@ -70,153 +67,12 @@ def pcm_to_float(pcm: bytes) -> NDArray[np.float32]:
 
 def float_to_pcm(samples: NDArray[np.floating[Any]]) -> bytes:
     """Samples in [-1, 1] as PCM16; louder ones are clipped, what is no number is silence."""
-    return _to_int16(np.nan_to_num(samples.astype(np.float64), posinf=1, neginf=-1) * 32768).tobytes()
+    return to_int16(np.nan_to_num(samples.astype(np.float64), posinf=1, neginf=-1) * 32768).tobytes()
 
 
 def downmix(samples: Samples, channels: int) -> Samples:
     """Interleaved channels as their mean."""
-    return samples if channels == 1 else _to_int16(samples.reshape(-1, channels).mean(axis=1))
-
-
-def resample(chunk: AudioChunk, rate: int) -> AudioChunk:
-    """A whole recording at another rate."""
-    return AudioChunk(Resampler(chunk.rate, rate).push(chunk.pcm, last=True), rate)
-
-
-class Resampler:
-    """PCM16 at one rate into PCM16 at another, piece by piece, with a few milliseconds of look-ahead at most.
-
-    A polyphase windowed-sinc filter: `_ZEROS` zero crossings of the lower rate on each side, which is also what it
-    holds back (1.5 ms where the lower rate is 16 kHz). How the input is cut into pieces does not change a bit of the
-    output, and the n-th output lies at the same instant as in one piece. Lengths are rounded to the nearest sample.
-    """
-
-    def __init__(self, from_hz: int, to_hz: int) -> None:
-        _check_rate(from_hz)
-        _check_rate(to_hz)
-        self.from_hz = from_hz
-        self.to_hz = to_hz
-        self._restart()
-
-    def _restart(self) -> None:
-        """As new: the buffer begins with the silence before the first sample."""
-        self._filter = _filter(self.from_hz, self.to_hz)
-        self._buffer = np.zeros(self._filter.before)
-        self._skip = 0
-        self._received = 0
-        self._sent = 0
-
-    def push(self, pcm: bytes, last: bool = False) -> bytes:
-        """Take whole samples in; return those that are ready, with `last` all that are left.
-
-        After `last` it is ready for another stream.
-        """
-        if self.from_hz == self.to_hz:
-            return pcm
-        if len(pcm) <= _PIECE:
-            return self._take(pcm, last)
-        return b"".join(
-            self._take(pcm[at : at + _PIECE], last and at + _PIECE >= len(pcm)) for at in range(0, len(pcm), _PIECE)
-        )
-
-    def _take(self, pcm: bytes, last: bool) -> bytes:
-        kernel = self._filter
-        pieces = [self._buffer, np.frombuffer(pcm, "<i2")]
-        if last:
-            pieces.append(np.zeros(kernel.taps - kernel.before))
-        self._buffer = np.concatenate(pieces)
-        self._received += len(pcm) // 2
-        ready = kernel.ready(len(self._buffer)) - self._skip
-        if last:
-            ready = (2 * self._received * kernel.up + kernel.down) // (2 * kernel.down) - self._sent
-        out = kernel.apply(self._buffer, self._skip, ready).tobytes() if ready > 0 else b""
-        if last:
-            self._restart()
-        else:
-            self._advance(max(ready, 0))
-        return out
-
-    def _advance(self, count: int) -> None:
-        """Let go of the input that no later output needs: up to the block in which the next output lies."""
-        blocks, self._skip = divmod(self._skip + count, self._filter.block)
-        self._buffer = self._buffer[blocks * self._filter.step :]
-        self._sent += count
-
-
-_ZEROS = 24
-_KAISER = 8.0
-_PASS = 0.92
-_MAX_PHASES = 1024
-# Bytes taken at once: what is laid out for the filter can be a thousand times as much.
-_PIECE = 1 << 13
-
-
-class _Filter:
-    """The filter of one pair of rates. Outputs come in blocks: `block` outputs for each `step` inputs.
-
-    Output k looks at `taps` inputs from position k * down // up of the buffer. Coefficients are whole multiples of
-    2**-24, so every sum of products with 16-bit samples is exact in float64, in whatever order BLAS adds them up.
-    """
-
-    def __init__(self, from_hz: int, to_hz: int) -> None:
-        common = np.gcd(from_hz, to_hz)
-        self.up, self.down = int(to_hz // common), int(from_hz // common)
-        reach = -(-_ZEROS * max(self.up, self.down) // self.up)
-        self.before, self.taps = reach - 1, 2 * reach
-        repeat = max(1, 8 // self.up)
-        self.block, self.step = self.up * repeat, self.down * repeat
-        # The narrower the band, the coarser may the phases be.
-        self.phases = min(self.up, -(-_MAX_PHASES * min(self.up, self.down) // self.down))
-        self._table = self._design(min(1.0, self.up / self.down))
-        self._matrix = self._banded() if self.up <= 320 else None
-
-    def _design(self, bandwidth: float) -> NDArray[np.float64]:
-        """Coefficients as [phase, tap]; each phase passes DC unchanged."""
-        at = np.arange(-self.before, self.taps - self.before) - np.arange(self.phases)[:, None] / self.phases
-        width = bandwidth * _PASS
-        inside = np.clip(1 - (at * bandwidth / _ZEROS) ** 2, 0, None)
-        table = width * np.sinc(width * at) * np.i0(_KAISER * np.sqrt(inside)) / np.i0(_KAISER)
-        table /= table.sum(axis=1, keepdims=True)
-        exact: NDArray[np.float64] = np.rint(table * 2**24) / 2**24
-        return exact
-
-    def _banded(self) -> NDArray[np.float64]:
-        """One block as a matrix [inputs, outputs]: many short filters become one product."""
-        matrix = np.zeros(((self.block - 1) * self.down // self.up + self.taps, self.block))
-        for k in range(self.block):
-            at, phase = divmod(k * self.down, self.up)
-            matrix[at : at + self.taps, k] = self._table[phase]
-        return matrix
-
-    def ready(self, length: int) -> int:
-        """How many outputs from the start of a buffer of `length` inputs have all that they look at."""
-        return max(0, -(-(length - self.taps + 1) * self.up // self.down))
-
-    def apply(self, buffer: NDArray[np.float64], skip: int, count: int) -> Samples:
-        """Outputs `skip` to `skip + count` of a buffer; inputs beyond its end are silence."""
-        if self._matrix is None:
-            at, rest = np.divmod(np.arange(skip, skip + count) * self.down, self.up)
-            windows = np.lib.stride_tricks.sliding_window_view(_padded(buffer, int(at[-1]) + self.taps), self.taps)
-            return _to_int16(np.einsum("kt,kt->k", windows[at], self._table[rest * self.phases // self.up]))
-        blocks = -(-(skip + count) // self.block)
-        width = len(self._matrix)
-        buffer = _padded(buffer, (blocks - 1) * self.step + width)
-        windows = np.ndarray((blocks, width), np.float64, buffer, strides=(8 * self.step, 8))
-        return _to_int16((windows @ self._matrix).reshape(-1)[skip : skip + count])
-
-
-@lru_cache(maxsize=16)
-def _filter(from_hz: int, to_hz: int) -> _Filter:
-    return _Filter(from_hz, to_hz)
-
-
-def _padded(buffer: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    return buffer if len(buffer) >= length else np.concatenate((buffer, np.zeros(length - len(buffer))))
-
-
-def _to_int16(samples: NDArray[np.floating[Any]]) -> Samples:
-    pcm: Samples = np.minimum(np.maximum(np.rint(samples), -32768), 32767).astype(np.int16)
-    return pcm
+    return samples if channels == 1 else to_int16(samples.reshape(-1, channels).mean(axis=1))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -226,7 +82,7 @@ def _decode_file(data: bytes, max_seconds: float) -> AudioChunk:
     if data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
         return _decode_by_libsndfile(data, max_seconds)
     tag, channels, rate, bits, body = _wav_chunks(data)
-    _check_rate(rate)
+    check_rate(rate)
     if not 1 <= channels <= MAX_CHANNELS:
         raise _invalid(f"WAV with {channels} channels")
     frame = channels * bits // 8
@@ -289,11 +145,6 @@ def _decode_by_libsndfile(data: bytes, max_seconds: float) -> AudioChunk:
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise _invalid("Undecodable audio") from error
     return AudioChunk(downmix(samples.reshape(-1), channels).tobytes(), rate)
-
-
-def _check_rate(rate: int) -> None:
-    if not MIN_HZ <= rate <= MAX_HZ:
-        raise _invalid(f"Sample rate {rate} Hz; {MIN_HZ} to {MAX_HZ} Hz can be used")
 
 
 def _invalid(message: str) -> InputError:

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
-from echosight.audio import Resampler
 from echosight.finished import sounds_finished
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import TurnOptions
+from echosight.resampling import Resampler
 from echosight.turns import WINDOW_BYTES, Signal, TurnDetector, VoiceStream
 from vad_utils import WINDOW
 
@@ -60,7 +60,7 @@ class Ear:
         """The chunk at `HEARD_HZ`. A new rate starts a new stream; the old one's last samples come first."""
         if self._resampler is None or chunk.rate != self._rate:
             tail = self._resampler.push(b"", last=True) if self._resampler else b""
-            self._resampler, self._rate = Resampler(chunk.rate, HEARD_HZ), chunk.rate
+            self._resampler, self._rate = Resampler(chunk.rate, HEARD_HZ, prompt=True), chunk.rate
             return tail + self._resampler.push(chunk.pcm)
         return self._resampler.push(chunk.pcm)
 

@@ -23,10 +23,11 @@ import orjson
 from aiofiles.os import wrap
 from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
-from echosight.audio import Resampler, wav_header
+from echosight.audio import wav_header
 from echosight.errors import InputError
 from echosight.events import Audio, Image, Input, Output, SpeechDelta
 from echosight.media import AudioChunk
+from echosight.resampling import Resampler
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,10 @@ import numpy as np
 import orjson
 import websockets
 
-from echosight.audio import decode_audio, resample, wav_bytes
+from echosight.audio import decode_audio, wav_bytes
 from echosight.errors import EchoSightError
 from echosight.media import HEARD_HZ, AudioChunk
+from echosight.resampling import resample
 
 FRAME_S = 0.02
 PATIENCE_S = 30.0

@@ -23,7 +23,7 @@ FLOORS = (
     {"audio", "pictures", "settings", "https"},
     {"events"},
     {"options"},
-    {"conversation"},
+    {"conversation", "resampling"},
     {"media", "g711"},
     {"errors", "vad_utils", "echosight"},
     {"silero_numpy"},

@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from echosight import events as ev
-from echosight.audio import resample
 from echosight.engines.fake import FakeEngine
 from echosight.media import AudioChunk
 from echosight.options import SessionOptions
+from echosight.resampling import resample
 from echosight.session import Session
 from echosight.turns import VoiceActivity
 from echosight.wire import Message, Wire

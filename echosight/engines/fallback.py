@@ -10,12 +10,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from echosight.audio import Resampler
 from echosight.conversation import Conversation
 from echosight.engines import CallPiece, Chat, SpeechPiece, Summary, TextPiece, Transcriber, Voice
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
+from echosight.resampling import Resampler
 
 log = logging.getLogger(__name__)
 

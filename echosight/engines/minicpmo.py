@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from echosight.audio import Resampler
 from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece, Transcriber
 from echosight.engines.frames import Kind
@@ -23,6 +22,7 @@ from echosight.errors import EngineFull, SetupError
 from echosight.events import Usage
 from echosight.media import HEARD_HZ, AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions
+from echosight.resampling import Resampler
 
 log = logging.getLogger(__name__)
 

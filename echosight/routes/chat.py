@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from echosight.audio import decode_audio, resample
+from echosight.audio import decode_audio
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, ToolCall, ToolResult
 from echosight.engines import CallPiece, Piece, Summary, TextPiece
 from echosight.errors import WireError
@@ -18,6 +18,7 @@ from echosight.events import Usage
 from echosight.media import HEARD_HZ
 from echosight.options import GenerateOptions
 from echosight.pictures import read_data_uri, read_image
+from echosight.resampling import resample
 
 Json = dict[str, Any]
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from echosight.audio import Resampler, decode_audio, pcm_to_float, resample, wav_header
+from echosight.audio import decode_audio, pcm_to_float, wav_header
 from echosight.conversation import AudioPart, Conversation, Item, OpenTurn, new_id
 from echosight.engines.cascade import Cascade
 from echosight.engines.sentences import Splitter, speakable
@@ -23,6 +23,7 @@ from echosight.errors import EchoSightError, EngineFailure, EngineFull, InputErr
 from echosight.manager import StreamManager
 from echosight.media import HEARD_HZ, AudioChunk, Transcript
 from echosight.options import GenerateOptions
+from echosight.resampling import Resampler, resample
 from echosight.routes import chat
 from echosight.routes.callers import admit, body_of, manager_of, settings_of
 from echosight.settings import Settings

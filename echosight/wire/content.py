@@ -12,12 +12,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from echosight import events as ev
-from echosight.audio import decode_audio, resample
+from echosight.audio import decode_audio
 from echosight.conversation import ImagePart, Item, Part, TextPart, speech
 from echosight.errors import InputError, WireError
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import SessionOptions
 from echosight.pictures import read_data_uri, read_image
+from echosight.resampling import resample
 
 
 @dataclass(frozen=True, slots=True)

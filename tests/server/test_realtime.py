@@ -14,7 +14,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from echosight.audio import resample
+from echosight.resampling import resample
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server, running
 

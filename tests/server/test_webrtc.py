@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from echosight.audio import resample
+from echosight.resampling import resample
 from tests.conftest import Flite
 from tests.server.serving import Server
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import httpx
 
-from echosight.audio import Resampler
 from echosight.engines import SpeechPiece
 from echosight.engines.http.stt import endpoint
 from echosight.engines.http.upstream import Upstream, key_for
@@ -16,6 +15,7 @@ from echosight.engines.http.wav import WavStream
 from echosight.engines.retries import SPEECH_S, Unavailable, retrying
 from echosight.errors import EngineFailure, SetupError
 from echosight.options import GenerateOptions
+from echosight.resampling import Resampler
 from echosight.settings import Settings
 
 ROUTE = "audio/speech"
