@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 
 from benchmarks.users import TEXT, Dialect, framed
-from echosight.audio import Resampler
-from echosight.media import HEARD_HZ
 
 _HELLO = (
     b'{"type":"session.update","session":{"type":"realtime","audio":{"input":{"transcription":{"model":"whisper-1"},'
@@ -15,19 +13,16 @@ _HELLO = (
 
 
 class Realtime(Dialect):
-    """What a stock client sends and reads. Frames are made in order, and their sound goes on from one to the next."""
+    """What a stock client sends and reads."""
 
     path = "/v1/realtime"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._resampler = Resampler(HEARD_HZ, 24_000)
+    rate = 24_000
 
     def hello(self) -> bytes | None:
         return framed(TEXT, _HELLO)
 
     def frame(self, pcm: bytes) -> bytes:
-        audio = base64.b64encode(self._resampler.push(pcm))
+        audio = base64.b64encode(pcm)
         return framed(TEXT, b'{"type":"input_audio_buffer.append","audio":"%b"}' % audio)
 
     def speech(self, opcode: int, message: bytes) -> int:

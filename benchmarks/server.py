@@ -187,7 +187,7 @@ def main() -> None:
         fewest: Row | None = None
         for users in map(int, chosen.users.split(",")):
             wait_for_quiet(chosen.patience)
-            row = measure(target, said, users, chosen.loops, chosen.interruptions)
+            row = measure(target, said.at(target.dialect.rate), users, chosen.loops, chosen.interruptions)
             fewest = fewest or row
             print(line(row, fewest), flush=True)
             if chosen.json:

@@ -13,6 +13,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from benchmarks.workload import Clip, Script
+from echosight.media import HEARD_HZ
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
@@ -117,9 +118,10 @@ def framed(opcode: int, payload: bytes) -> bytes:
 
 
 class Dialect:
-    """How a server is spoken to: EchoSight's own way; others differ."""
+    """How a server is spoken to: EchoSight's own way; others differ. `rate`: Hz of the sound that it is sent."""
 
     path = "/ws/stream"
+    rate = HEARD_HZ
 
     def __init__(self, binary: bool = False) -> None:
         self._binary = binary

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from echosight.audio import decode_audio, resample
+from echosight.audio import decode_audio
 from echosight.engines.espeak import EspeakVoice
 from echosight.engines.fake import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import GenerateOptions, TurnOptions
+from echosight.resampling import resample
 from echosight.turns import SpeechEnded, TurnDetector
 from vad_utils import WINDOW, default_model
 
-FRAME = HEARD_HZ // 50
-"""Samples of 20 ms."""
+FRAMES_A_SECOND = 50
 
 SILENCE_MS = 400
 """Endpointing that is asked of every server: thirteen windows of 32 ms."""
@@ -39,13 +39,19 @@ Samples = npt.NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One loop of a user: speech, then silence. Numbers are frames of 20 ms; `samples` is [frames, 320]."""
+    """One loop of a user: speech, then silence. Numbers are frames of 20 ms; `samples` is [frames, rate // 50]."""
 
     samples: Samples
     speech: int
+    rate: int = HEARD_HZ
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def at(self, rate: int) -> Clip:
+        """The same at another rate: what is sent where a dialect wants that rate, and what can be heard of it."""
+        pcm = resample(AudioChunk(self.samples.tobytes(), self.rate), rate).pcm
+        return Clip(np.frombuffer(pcm, "<i2").reshape(-1, rate // FRAMES_A_SECOND), self.speech, rate)
 
 
 def clip(recording: Path | None, silence_s: float = 2.5) -> Clip:
@@ -56,9 +62,10 @@ def clip(recording: Path | None, silence_s: float = 2.5) -> Clip:
     chunk = decode_audio(recording.read_bytes(), "wav", None) if recording else asyncio.run(_spoken())
     speech = np.frombuffer(resample(chunk, HEARD_HZ).pcm, "<i2")
     quiet = np.random.default_rng(1).normal(0, 6, round(silence_s * HEARD_HZ)).astype(np.int16)
-    frames = -(-len(speech) // FRAME)
-    samples = np.concatenate([speech, np.zeros(frames * FRAME - len(speech), np.int16), quiet])
-    return Clip(samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME), frames)
+    size = HEARD_HZ // FRAMES_A_SECOND
+    frames = -(-len(speech) // size)
+    samples = np.concatenate([speech, np.zeros(frames * size - len(speech), np.int16), quiet])
+    return Clip(samples[: len(samples) // size * size].reshape(-1, size), frames)
 
 
 async def _spoken() -> AudioChunk:
@@ -115,6 +122,7 @@ def scripts(clip: Clip, users: int, loops: int, interruptions: int, seed: int = 
 
 def _moments(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list[int]]]:
     """(began, over) of each stream, by the server's own rules, as frames."""
+    clip = clip.at(HEARD_HZ)
     model = default_model()
     states = [model.stream() for _ in streams]
     detectors = [TurnDetector(TurnOptions(silence_ms=SILENCE_MS)) for _ in streams]
@@ -124,7 +132,7 @@ def _moments(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list
     for at in range(0, max(map(len, audio)) - WINDOW + 1, WINDOW):
         live = [k for k, samples in enumerate(audio) if at + WINDOW <= len(samples)]
         found = model.probabilities(np.stack([audio[k][at : at + WINDOW] for k in live]), [states[k] for k in live])
-        frame = (at + WINDOW - 1) // FRAME
+        frame = (at + WINDOW - 1) * FRAMES_A_SECOND // HEARD_HZ
         for k, probability in zip(live, found.tolist(), strict=True):
             began, over = moments[k]
             silent = not detectors[k].speaking
