@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import replace
 
 from echosight import events as ev
 from echosight.answer import Answer, Answers
+from echosight.asides import Asides
 from echosight.conversation import Conversation, Item, new_id
 from echosight.echo_guard import EchoGuard
 from echosight.engines import Engine
-from echosight.errors import EchoSightError, InputError
+from echosight.errors import InputError
 from echosight.hearing import Hearing
+from echosight.making import Maker
 from echosight.options import GenerateOptions, SessionOptions
 from echosight.outbox import Outbox
-
-log = logging.getLogger(__name__)
 
 
 class Answering:
@@ -48,6 +46,8 @@ class Answering:
         self._outbox = outbox
         self._clock = clock
         self._echo = EchoGuard()
+        self._maker = Maker(name, engine, outbox, clock)
+        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker)
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
 
@@ -64,10 +64,13 @@ class Answering:
     # --- beginning ------------------------------------------------------------------------------
 
     async def respond(self, request: ev.Respond) -> None:
-        """Answer now. Raises `InputError` while another answer is made, unless the request interrupts it."""
+        """Answer now. Raises `InputError` while another answer is made, unless the request interrupts it.
+
+        An answer out of band disturbs no other, and is disturbed by none.
+        """
         if request.interrupt:
             await self.stop("client_cancelled")
-        elif self.busy:
+        elif self.busy and request.conversation:
             raise InputError(
                 "Conversation already has an active response",
                 code="conversation_already_has_active_response",
@@ -82,7 +85,10 @@ class Answering:
             self._begin(ev.Respond())
 
     def _begin(self, request: ev.Respond) -> None:
+        """Raises `InputError` where there is no room for an answer out of band."""
         conversation = self._conversation
+        if not request.conversation:
+            self._asides.check_room()
         if not request.conversation or request.input is not None:
             items = list(conversation.items if request.input is None else request.input)
             conversation = replace(conversation, id=new_id("conv"), items=items, open=None)
@@ -90,11 +96,16 @@ class Answering:
         if options.language is None:
             options = replace(options, language=self.options.language)
         kept = self._conversation if request.conversation else conversation
-        answer = Answer(kept, self._engine.output_rate, self.options.output_hz, self._clock, self.speech_end)
-        self.speech_end = None
-        self.answers.add(answer)
+        rate = options.output_hz or self.options.output_hz
+        speech_end = self.speech_end if request.conversation else None
+        answer = Answer(kept, self._engine.output_rate, rate, self._clock, speech_end)
         user = _last_of_user(conversation)
         self._outbox.push(ev.TurnStarted(answer.turn, options, user, request.metadata, request.conversation))
+        if not request.conversation:
+            self._asides.begin(answer, conversation, options)
+            return
+        self.speech_end = None
+        self.answers.add(answer)
         self._hearing.answering = True
         work = self._work(answer, conversation, options)
         self._task = asyncio.create_task(work, name=f"{self._name} {answer.turn}")
@@ -104,18 +115,17 @@ class Answering:
     async def _work(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
         try:
             await self._hearing.understood()
+            if conversation is not self._conversation:
+                await self._asides.understand(conversation)
             answer.mark("transcript")
             if self._drop_echo(conversation):
                 self._end(answer, "cancelled", "echo")
             else:
-                await self._generate(answer, conversation, options)
+                await self._maker.make(answer, conversation, options)
                 self._end(answer, "completed")
-        except EchoSightError as error:
-            log.warning("turn %s of session %s failed: %s", answer.turn, self._name, error.code)
-            self._end(answer, "failed", error.code, error.message)
-        except Exception:
-            log.exception("turn %s of session %s failed", answer.turn, self._name)
-            self._end(answer, "failed", "engine_failed", "The engine failed")
+        except Exception as error:
+            self._hearing.answering = False
+            self._maker.fail(answer, error)
         if conversation is not self._conversation:
             await self._engine.release(conversation.id)
         if self._next is not None:
@@ -131,29 +141,9 @@ class Answering:
         self._outbox.push(ev.ItemRemoved(item.id))
         return True
 
-    async def _generate(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
-        async with aclosing(self._engine.generate(conversation, options)) as pieces:
-            async for piece in pieces:
-                news, delta = answer.take(piece)
-                for event in news:
-                    self._outbox.push(event)
-                if delta is not None:
-                    await self._pace(answer, delta, options.lead_ms)
-                    await self._outbox.put(delta)
-        if (rest := answer.rest()) is not None:
-            await self._outbox.put(rest)
-
-    async def _pace(self, answer: Answer, delta: ev.Delta, lead_ms: int | None) -> None:
-        if lead_ms is not None and isinstance(delta, ev.SpeechDelta):
-            early_ms = answer.ledger.unplayed_ms(self._clock()) - lead_ms
-            if early_ms > 0:
-                await asyncio.sleep(early_ms / 1000)
-
-    def _end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None, error: str | None = None) -> None:
+    def _end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None) -> None:
         self._hearing.answering = False
-        heard_ms = None if outcome == "completed" else answer.ledger.heard_ms(self._clock())
-        for event in answer.end(outcome, reason, heard_ms, error):
-            self._outbox.push(event)
+        self._maker.end(answer, outcome, reason)
 
     # --- stopping -------------------------------------------------------------------------------
 
@@ -161,8 +151,15 @@ class Answering:
         """Stop the answer that is being made, or cut the one that still plays. False if there was neither."""
         return await self.interrupt(reason) or self._cut_what_plays()
 
+    async def close(self, reason: str) -> None:
+        """Stop the answer in progress and all those beside it."""
+        await self._asides.close()
+        await self.interrupt(reason)
+
     async def cancel(self, event: ev.Cancel) -> None:
         """Stop an answer by name. Raises `InputError` where a strict request finds none."""
+        if event.turn is not None and await self._asides.cancel(event.turn):
+            return
         current = self.answers.latest.turn if self.answers.latest and self.busy else None
         if event.strict and (current is None or event.turn not in (None, current)):
             raise InputError("Cancellation failed: no active response found", code="response_cancel_not_active")
@@ -208,15 +205,11 @@ class Answering:
             answer.ledger.played(audio_ms)
 
     def left(self, event: ev.Output) -> None:
-        """The outbox's reader took an event: account for what the client can have heard."""
-        match event:
-            case ev.SpeechDelta(turn, _, chunk) if (answer := self.answers.get(turn)) is not None:
-                answer.ledger.sent_speech(chunk.seconds * 1000, self._clock())
-                answer.mark("first_byte")
-            case ev.TextDelta(turn, _, text) if (answer := self.answers.get(turn)) is not None:
-                answer.ledger.sent_text(text)
-            case _:
-                pass
+        """The outbox's reader took an event."""
+        if isinstance(event, ev.Delta):
+            answer = self.answers.get(event.turn) or self._asides.get(event.turn)
+            if answer is not None:
+                self._maker.left(answer, event)
 
 
 def _last_of_user(conversation: Conversation) -> Item | None:

@@ -98,6 +98,11 @@ class Hearing:
             if self._transcripts.pop(item_id, None) is not None:
                 task.result()
 
+    async def transcribed(self) -> None:
+        """Wait until all closed turns are transcribed, or cannot be; whoever answers them is told which."""
+        if self._transcripts:
+            await asyncio.wait([*self._transcripts.values()])
+
     def forget(self) -> None:
         """Drop the open turn."""
         self._drop_guess()

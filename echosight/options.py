@@ -39,7 +39,8 @@ class GenerateOptions:
     """How one answer is made. None means: as the session or the engine has it.
 
     With `lead_ms`, speech is delivered no further ahead of its own playing than that, so that a client which only
-    plays what comes falls silent soon after the answer is stopped; without, as fast as it is made.
+    plays what comes falls silent soon after the answer is stopped; without, as fast as it is made. `encoding` is how
+    the wire is to write the speech; the core carries it and does not read it.
     """
 
     instructions: str | None = None
@@ -54,6 +55,8 @@ class GenerateOptions:
     tools: tuple[dict[str, Any], ...] | None = None
     tool_choice: str | dict[str, Any] = "auto"
     lead_ms: int | None = None
+    output_hz: int | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

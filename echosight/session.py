@@ -91,7 +91,7 @@ class Session:
 
     async def close(self) -> None:
         """End it: the answer, the transcripts and what the engine holds of it."""
-        await self._answering.interrupt("session_closed")
+        await self._answering.close("session_closed")
         await self._hearing.close()
         await self._engine.release(self.conversation.id)
         self.outbox.close()
@@ -119,7 +119,7 @@ class Session:
             case ev.Mark(tag):
                 self.outbox.push(ev.Marked(tag, self.answering))
             case ev.Reset():
-                await self._answering.interrupt("client_cancelled")
+                await self._answering.close("client_cancelled")
                 self._forget_input()
                 self.conversation.items.clear()
                 await self._engine.release(self.conversation.id)

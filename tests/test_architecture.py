@@ -17,6 +17,8 @@ FLOORS = (
     {"manager"},
     {"session", "analysis"},
     {"answering", "edits"},
+    {"asides"},
+    {"making"},
     {"answer", "hearing", "ear", "outbox", "echo_guard"},
     {"ledger", "finished"},
     {"wire", "engines", "turns", "journal", "metrics"},

@@ -103,7 +103,7 @@ class Engine(Protocol):
 
 
 class Transcriber(Protocol):
-    """Audio in, text out. An utterance is known by the id of the user's open turn."""
+    """Audio in, text out. An utterance is known by a name that no other has, in whatever conversation."""
 
     @property
     def name(self) -> str: ...

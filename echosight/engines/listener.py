@@ -42,7 +42,7 @@ class Listener:
             heard = self._heard[conversation.id].get(turn.id, 0)
             if heard < turn.duration_ms * BYTES_A_MS:
                 await self._give(conversation, turn, turn.pcm[heard:])
-            transcript = await self.transcriber.finish(turn.id)
+            transcript = await self.transcriber.finish(_utterance(conversation.id, turn.id))
         except EngineFailure:
             # Asked again, it is all heard anew.
             await self._forget(conversation.id, turn.id)
@@ -62,13 +62,14 @@ class Listener:
 
     async def release(self, conversation_id: str) -> None:
         for turn_id in self._heard.pop(conversation_id, {}):
-            await self.transcriber.forget(turn_id)
+            await self.transcriber.forget(_utterance(conversation_id, turn_id))
 
     async def _give(self, conversation: Conversation, turn: OpenTurn, new: bytes) -> str | None:
         heard = self._heard[conversation.id]
         heard[turn.id] = heard.get(turn.id, 0) + len(new)
         try:
-            return await self.transcriber.hear(turn.id, new, conversation.language, conversation.id)
+            utterance = _utterance(conversation.id, turn.id)
+            return await self.transcriber.hear(utterance, new, conversation.language, conversation.id)
         except asyncio.CancelledError:
             # Half heard is not heard: asked again, it is all given anew.
             await self._forget(conversation.id, turn.id)
@@ -76,4 +77,9 @@ class Listener:
 
     async def _forget(self, conversation_id: str, turn_id: str) -> None:
         if self._heard[conversation_id].pop(turn_id, None) is not None:
-            await self.transcriber.forget(turn_id)
+            await self.transcriber.forget(_utterance(conversation_id, turn_id))
+
+
+def _utterance(conversation_id: str, turn_id: str) -> str:
+    """Clients name their items as they like, so two conversations may have one of the same name."""
+    return f"{conversation_id}/{turn_id}"

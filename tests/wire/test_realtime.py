@@ -281,6 +281,40 @@ async def test_out_of_band_responses_leave_no_trace() -> None:
     assert [item.id for item in talk.bench.session.conversation] == [first]
 
 
+async def test_a_response_out_of_band_is_told_beside_another() -> None:
+    engine = FakeEngine([words("the answer"), words("an aside")], gate=asyncio.Semaphore(0))
+    async with client(engine) as talk:
+        await talk.write("hello")
+        await talk.send("response.create")
+        answer = (await talk.until("response.created"))["response"]["id"]
+        await talk.send("response.create", response={"conversation": "none", "metadata": {"topic": "aside"}})
+        aside = (await talk.until("response.created"))["response"]
+        assert aside["metadata"] == {"topic": "aside"}
+        await talk.send("response.create")
+        assert (await talk.error())["code"] == "conversation_already_has_active_response"
+        assert engine.gate is not None
+        for _ in range(20):
+            engine.gate.release()
+        done = [await talk.done(), await talk.done()]
+        said = {response["id"]: response["output"][0]["content"][0]["transcript"] for response in done}
+        assert said == {answer: "the answer", aside["id"]: "an aside"}
+        told = {event["item_id"] for event in talk.seen if event.get("response_id") == answer and "item_id" in event}
+        assert told == {response["output"][0]["id"] for response in done if response["id"] == answer}
+
+
+async def test_a_response_may_have_a_format_of_its_own() -> None:
+    async with client() as talk:
+        await talk.write("hello")
+        await talk.send("response.create", response={"audio": {"output": {"format": {"type": "audio/pcmu"}}}})
+        response = await talk.done()
+        assert response["audio"]["output"]["format"] == {"type": "audio/pcmu"}
+        deltas = [event["delta"] for event in talk.seen if event["type"] == "response.output_audio.delta"]
+        sound = b"".join(map(base64.b64decode, deltas))
+        assert len(sound) == 8 * 200
+        await talk.send("response.create")
+        assert (await talk.done())["audio"]["output"]["format"] == {"type": "audio/pcm", "rate": 24_000}
+
+
 async def test_a_response_to_other_input_stays_in_the_conversation() -> None:
     async with client() as talk:
         first = await talk.write("never mind")

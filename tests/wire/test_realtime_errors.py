@@ -95,9 +95,9 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
         "response.input[0].id",
     ),
     (
-        {"type": "response.create", "response": {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}},
+        {"type": "response.create", "response": {"audio": {"output": {"format": {"type": "audio/mp3"}}}}},
         "invalid_value",
-        "response.audio.output.format",
+        "response.audio.output.format.type",
     ),
 ]
 

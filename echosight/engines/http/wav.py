@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from echosight.audio import MAX_HZ, MIN_HZ
 from echosight.errors import EngineFailure
+from echosight.resampling import MAX_HZ, MIN_HZ
 
 LONGEST_HEADER = 65_536
 UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF)

@@ -59,6 +59,11 @@ _CODECS = {
 }
 
 
+def format_of(kind: str) -> Json:
+    """The ``format`` object of an encoding."""
+    return {"type": kind, "rate": 24_000} if kind == "audio/pcm" else {"type": kind}
+
+
 def codec_of(audio_format: Json) -> Codec:
     """The codec of a ``format`` object that was checked."""
     return _CODECS[audio_format["type"]]

@@ -9,7 +9,6 @@ from typing import Any
 from echosight.options import GenerateOptions, SessionOptions, TurnOptions
 from echosight.wire.choices import turn_options
 from echosight.wire.realtime import schema
-from echosight.wire.realtime.fields import invalid
 from echosight.wire.realtime.items import codec_of
 
 Json = dict[str, Any]
@@ -143,15 +142,13 @@ def options_of(session: Json, base: SessionOptions, voices: Collection[str], *, 
     )
 
 
-def response_options(
-    response: schema.Response, session: Json, options: GenerateOptions, voices: Collection[str]
-) -> GenerateOptions:
+def response_options(response: schema.Response, options: GenerateOptions, voices: Collection[str]) -> GenerateOptions:
     """How one response is made: as the session says, but for what its request chooses. Raises `WireError`."""
     output = response.audio.output if response.audio and response.audio.output else schema.AudioOutput()
-    if output.format is not None and output.format.type != session["audio"]["output"]["format"]["type"]:
-        param = "response.audio.output.format"
-        raise invalid(f"Invalid value for '{param}': a session speaks in one format.", param)
     changes: Json = {}
+    if output.format is not None:
+        changes["encoding"] = output.format.type
+        changes["output_hz"] = codec_of(output.format.model_dump()).rate
     if response.instructions is not None:
         changes["instructions"] = response.instructions
     if response.output_modalities is not None:

@@ -17,7 +17,7 @@ from echosight.wire.content import read_json
 from echosight.wire.realtime import schema, session_object
 from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_param, flat_session, is_flat, nested
 from echosight.wire.realtime.fields import error_event, invalid, number_of, object_of, required, text_of
-from echosight.wire.realtime.items import codec_of, from_json, to_json
+from echosight.wire.realtime.items import codec_of, format_of, from_json, to_json
 from echosight.wire.realtime.log import SentLog
 from echosight.wire.realtime.replies import Reply
 
@@ -210,7 +210,9 @@ class RealtimeWire:
         response = schema.check(schema.Response, given, "response")
         if self._session["type"] == "transcription":
             raise invalid("A transcription session makes no responses.", "type")
-        options = session_object.response_options(response, self._session, self.options.answer, self._terms.voices)
+        options = session_object.response_options(response, self.options.answer, self._terms.voices)
+        if self._terms.speech_hz:
+            options = replace(options, encoding=None, output_hz=None)
         if temperature is not None:
             options = replace(options, temperature=temperature)
         items = None if response.input is None else tuple(self._inputs(response.input))
@@ -317,6 +319,8 @@ class RealtimeWire:
     def _begin(self, event: ev.TurnStarted) -> Reply:
         self.log.begin_answer()
         output = self._session["audio"]["output"]
+        if event.options.encoding is not None:
+            output = {**output, "format": format_of(event.options.encoding)}
         reply = Reply.begin(event, output, self.conversation.id, codec_of(output["format"]))
         self._replies[event.turn] = reply
         return reply

@@ -1,0 +1,95 @@
+"""Answers out of band: made beside the conversation's own, to a copy of it or to other input, and kept nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+from echosight.answer import Answer
+from echosight.conversation import Conversation, Item, OpenTurn
+from echosight.engines import Engine
+from echosight.errors import InputError
+from echosight.hearing import Hearing
+from echosight.making import Maker
+from echosight.options import GenerateOptions
+from echosight.outbox import Outbox
+
+MAX_ASIDES = 4
+"""Answers out of band that a session may have at once: each takes a conversation's room in the engine."""
+
+
+class Asides:
+    """The answers out of band that are being made. Speech does not interrupt them; they are cancelled by name."""
+
+    def __init__(
+        self, name: str, engine: Engine, conversation: Conversation, hearing: Hearing, outbox: Outbox, maker: Maker
+    ) -> None:
+        self._name = name
+        self._engine = engine
+        self._conversation = conversation
+        self._hearing = hearing
+        self._outbox = outbox
+        self._maker = maker
+        self._made: dict[str, tuple[Answer, asyncio.Task[None]]] = {}
+
+    def check_room(self) -> None:
+        """Raises `InputError` where no more can be made at once."""
+        if len(self._made) >= MAX_ASIDES:
+            raise InputError(
+                f"Session already has {MAX_ASIDES} active responses out of band",
+                code="conversation_already_has_active_response",
+                status=429,
+            )
+
+    def get(self, turn: str) -> Answer | None:
+        return self._made[turn][0] if turn in self._made else None
+
+    def begin(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
+        """Answer `aside`, a conversation of its own."""
+        work = self._work(answer, aside, options)
+        self._made[answer.turn] = answer, asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+
+    async def cancel(self, turn: str) -> bool:
+        """Stop one of them; False where there is none of that name."""
+        if turn not in self._made:
+            return False
+        answer, task = self._made[turn]
+        self._outbox.drop(turn)
+        task.cancel()
+        await asyncio.wait([task])
+        self._outbox.drop(turn)
+        if not answer.ended:
+            self._maker.end(answer, "cancelled", "client_cancelled")
+        self._made.pop(turn, None)
+        return True
+
+    async def close(self) -> None:
+        """Stop them all."""
+        for turn in [*self._made]:
+            await self.cancel(turn)
+
+    async def _work(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
+        try:
+            await self.understand(aside)
+            answer.mark("transcript")
+            await self._maker.make(answer, aside, options)
+            self._maker.end(answer, "completed")
+        except Exception as error:
+            self._maker.fail(answer, error)
+        finally:
+            await self._engine.release(aside.id)
+        self._made.pop(answer.turn, None)
+
+    async def understand(self, aside: Conversation) -> None:
+        """Bring the items that it shares with the conversation up to date, and have its other speech transcribed."""
+        await self._hearing.transcribed()
+        for at, item in enumerate(aside.items):
+            aside.items[at] = self._conversation.get(item.id) or item
+            if _unheard(aside.items[at]):
+                transcript = await self._engine.settle(aside, OpenTurn.of(item))
+                if transcript is not None:
+                    aside.transcribed(item.id, transcript.text)
+
+
+def _unheard(item: Item) -> bool:
+    audio = item.audio
+    return item.role == "user" and audio is not None and audio.pcm is not None and audio.transcript is None

@@ -1,0 +1,171 @@
+"""Answers out of band, beside the conversation's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from echosight.asides import MAX_ASIDES
+from echosight.conversation import AudioPart, Item
+from echosight.engines.fake import FakeEngine, words
+from echosight.errors import EngineFailure, InputError
+from echosight.events import Cancel, Commit, Reset, Respond, SpeechDelta, SpeechStarted, Text, TurnStarted
+from echosight.options import GenerateOptions
+from tests.rig import Bench, bench, loud, quiet
+
+ASIDE = Respond(conversation=False, metadata={"topic": "aside"})
+
+
+def held(*answers: str, transcripts: tuple[str | Exception, ...] = ("what was said",)) -> FakeEngine:
+    """An engine that waits for a permit before each piece."""
+    return FakeEngine([words(answer) for answer in answers], transcripts, gate=asyncio.Semaphore(0))
+
+
+def let_go(b: Bench, pieces: int = 100) -> None:
+    assert b.engine.gate is not None
+    for _ in range(pieces):
+        b.engine.gate.release()
+
+
+async def begun(b: Bench) -> str:
+    return (await b.until(TurnStarted)).turn
+
+
+async def test_it_is_made_beside_the_answer_in_progress() -> None:
+    async with bench(held("the answer", "an aside")) as b:
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        let_go(b)
+        ended = {(await b.turn()).turn, (await b.turn()).turn}
+        assert ended == {answer, aside}
+        assert [item.text for item in b.session.conversation] == ["hi", "the answer"]
+        shown, copied = b.engine.asked
+        assert shown.id != copied.id
+        assert [item.text for item in copied] == ["hi"]
+        assert b.engine.released == [copied.id]
+
+
+async def test_the_conversation_is_answered_while_it_is_made() -> None:
+    async with bench(held("an aside", "the answer")) as b:
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        assert b.session.answering
+        let_go(b)
+        assert {(await b.turn()).turn, (await b.turn()).turn} == {answer, aside}
+
+
+async def test_speech_does_not_interrupt_it() -> None:
+    async with bench(held("the answer", "an aside")) as b:
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        await b.feed(loud(320))
+        ended = await b.turn()
+        assert (ended.turn, ended.outcome) == (answer, "cancelled")
+        let_go(b)
+        ended = await b.turn()
+        assert (ended.turn, ended.outcome) == (aside, "completed")
+        assert b.of(SpeechStarted)
+
+
+async def test_each_is_cancelled_by_its_name() -> None:
+    async with bench(held("the answer", "an aside")) as b:
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        await b.feed(Cancel(aside, strict=True))
+        ended = await b.turn()
+        assert (ended.turn, ended.outcome, ended.reason) == (aside, "cancelled", "client_cancelled")
+        await b.feed(Cancel(strict=True))
+        assert (await b.turn()).turn == answer
+        with pytest.raises(InputError, match="Cancellation failed"):
+            await b.feed(Cancel(aside, strict=True))
+
+
+async def test_without_a_name_it_is_not_meant() -> None:
+    async with bench(held("an aside")) as b:
+        await b.feed(ASIDE)
+        await begun(b)
+        with pytest.raises(InputError, match="Cancellation failed"):
+            await b.feed(Cancel(strict=True))
+        let_go(b)
+        assert (await b.turn()).outcome == "completed"
+
+
+async def test_there_is_room_for_a_few() -> None:
+    async with bench(held("an aside")) as b:
+        for _ in range(MAX_ASIDES):
+            await b.feed(ASIDE)
+            await begun(b)
+        with pytest.raises(InputError, match="out of band"):
+            await b.feed(ASIDE)
+        let_go(b)
+        await b.turn()
+        await b.feed(ASIDE)
+        assert await begun(b)
+
+
+async def test_a_reset_and_the_end_stop_it() -> None:
+    engine = held("an aside")
+    async with bench(engine) as b:
+        await b.feed(ASIDE)
+        await begun(b)
+        await b.feed(Reset())
+        assert (await b.turn()).outcome == "cancelled"
+        await b.feed(ASIDE)
+        await begun(b)
+    assert engine.stopped == len(engine.asked)
+    assert {shown.id for shown in engine.asked} <= set(engine.released)
+
+
+async def test_what_goes_wrong_in_it_is_its_own_affair() -> None:
+    async with bench(FakeEngine([[EngineFailure("no")], words("fine")])) as b:
+        await b.feed(ASIDE)
+        failed = await b.turn()
+        assert (failed.outcome, failed.error) == ("failed", "no")
+        await b.feed(Text("hi"), Commit(), Respond())
+        assert (await b.turn()).outcome == "completed"
+
+
+async def test_it_knows_what_was_just_said() -> None:
+    """Its copy of the conversation is of turns whose transcripts are still being finished."""
+    async with bench(turn=None) as b:
+        await b.feed(loud(320), Commit(), ASIDE)
+        await b.turn()
+        assert [item.text for item in b.engine.asked[0]] == ["what was said"]
+
+
+@pytest.mark.parametrize("conversation", [True, False])
+async def test_speech_that_is_given_with_the_request_is_understood(conversation: bool) -> None:
+    spoken = Item("user", (AudioPart(loud(320).chunk.pcm, 16_000, 320),))
+    async with bench() as b:
+        await b.feed(Respond(conversation=conversation, input=(spoken,)))
+        await b.turn()
+        assert [item.text for item in b.engine.asked[0]] == ["what was said"]
+
+
+async def test_an_answer_has_the_rate_that_was_asked_for() -> None:
+    async with bench() as b:
+        await b.feed(Respond(GenerateOptions(output_hz=8_000)))
+        await b.turn()
+        assert {event.chunk.rate for event in b.of(SpeechDelta)} == {8_000}
+
+
+async def test_the_next_turn_is_answered_after_it_all() -> None:
+    async with bench(held("an aside", "the answer")) as b:
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        await b.feed(loud(640), quiet(640))
+        answer = await begun(b)
+        let_go(b)
+        ended = [await b.turn(), await b.turn()]
+        assert {e.turn for e in ended} == {aside, answer}
+        assert {e.outcome for e in ended} == {"completed"}
+        assert [item.text for item in b.session.conversation] == ["what was said", "the answer"]
