@@ -65,13 +65,13 @@ class OmniModel(ABC):
         self._images = images
         self._n_fft: int = extractor.n_fft
         self._filters = torch.from_numpy(np.asarray(extractor.mel_filters)).float()
-        graphs = self.device.type == "cuda"
+        fixed = self.device.type != "cpu"
         layout = model.thinker.config.text_config
-        self.thinking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=limits.context, fixed=graphs)
+        self.thinking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=limits.context, fixed=fixed)
         if self.talks:
             length = limits.context + limits.frames
             layout = self._talker_layout()
-            self.talking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=length, fixed=graphs)
+            self.talking = Rows(self.device, self.dtype, layout, rows=limits.answers, length=length, fixed=fixed)
 
     # --- hearing and seeing -----------------------------------------------------------------------
 
