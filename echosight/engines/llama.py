@@ -81,7 +81,9 @@ def _arguments(program: Sequence[str], model: Path, port: int, settings: Setting
     layers = settings.gpu_layers
     shared = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     if "llama_cpp.server" in program:
-        return [*shared, "--n_ctx", str(settings.context_size), "--n_gpu_layers", str(layers)]
+        sizes = ["--n_ctx", str(settings.context_size), "--n_gpu_layers", str(layers)]
+        # It answers one request at a time. As it comes, each new one cuts off the one in progress: somebody else's.
+        return [*shared, *sizes, "--interrupt_requests", "false"]
     # What llama-server takes for "all" differs between its versions; more than there are means all in each.
     layers = 999 if layers < 0 else layers
     return [*shared, "--ctx-size", str(settings.context_size), "--n-gpu-layers", str(layers), "--jinja"]

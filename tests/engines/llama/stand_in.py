@@ -1,4 +1,4 @@
-"""A process that speaks as llama-server does: `python llama_stand_in.py --model FILE --port PORT …`.
+"""A process that speaks as llama-server does: `python stand_in.py --model FILE --port PORT …`.
 
 It answers with the number of its process. Files beside the model: `broken` keeps it from starting, `ill` from health.
 """
