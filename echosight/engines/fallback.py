@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from echosight.audio import Resampler
 from echosight.conversation import Conversation
 from echosight.engines import CallPiece, Chat, SpeechPiece, Summary, TextPiece, Transcriber, Voice
+from echosight.engines.loading import Roll
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
@@ -33,6 +34,11 @@ class _Chain(Generic[Part]):
         self.parts: list[Part] = list(parts)
         self._clock = clock
         self._resting: dict[int, float] = {}
+        self._roll = Roll()
+
+    @property
+    def loading(self) -> str:
+        return str(self._roll)
 
     @property
     def name(self) -> str:
@@ -40,7 +46,7 @@ class _Chain(Generic[Part]):
 
     async def start(self) -> None:
         """Start all; those that cannot are left out. Raises `SetupError` where none can."""
-        outcomes = await asyncio.gather(*(part.start() for part in self.parts), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._roll.start, self.parts), return_exceptions=True)
         able = []
         for part, outcome in zip(self.parts, outcomes, strict=True):
             if outcome is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from echosight.engines.cascade import Cascade
 from echosight.engines.parts import CHATS, TRANSCRIBERS, VOICES, split
 from echosight.errors import SetupError
 from echosight.settings import Settings
-
-log = logging.getLogger(__name__)
 
 CONVERSATIONS = 32
 """That a cascade holds at once."""
@@ -95,12 +92,7 @@ def _read(file: Path, spec: str) -> dict[str, Any]:
 def _omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    def report(what: str, done: float) -> None:
-        log.info("%s: loading %s (%d %%)", engine.name, what, 100 * done)
-        engine.loading = f"{what} ({done:.0%})" if done < 1 else ""
-
-    engine = load_omni(source, device=settings.device, transcriber=_scribe(settings), progress=report)
-    return engine
+    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
 
 
 def _minicpmo(source: str, settings: Settings) -> Engine:

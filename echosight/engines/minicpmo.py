@@ -16,6 +16,7 @@ from echosight.audio import Resampler
 from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece, Transcriber
 from echosight.engines.frames import Kind
+from echosight.engines.loading import Loading
 from echosight.engines.minicpmo_seat import Seat, Voice
 from echosight.engines.process import Process
 from echosight.engines.words import spread_words
@@ -68,6 +69,7 @@ class MiniCpmEngine:
     def __init__(self, name: str, commands: list[tuple[str, ...]], *, transcriber: Transcriber | None = None) -> None:
         self.name = name
         self.capacity = len(commands)
+        self.loading = Loading(name)
         self._transcriber = transcriber
         self._seats = [Seat(_OwnProcess(name, command)) for command in commands]
         self._busy: set[Seat] = set()
@@ -75,9 +77,11 @@ class MiniCpmEngine:
     async def start(self) -> None:
         """Loads one after the other: together they would need the memory for loading all at once."""
         try:
-            for seat in self._seats:
+            for number, seat in enumerate(self._seats, 1):
+                self.loading.tell(f"process {number} of {self.capacity}", None)
                 await seat.process.start()
             if self._transcriber is not None:
+                self.loading.tell(self._transcriber.name, None)
                 await self._transcriber.start()
         except BaseException:
             await self.close()
