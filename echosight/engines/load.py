@@ -31,14 +31,14 @@ def load(settings: Settings) -> Engine:
         return make(specs[0], settings)
     chats = [_chat(spec, settings) for spec in specs]
     transcriber = TRANSCRIBERS.choose(settings.stt, settings)
-    voice = VOICES.choose(settings.tts, settings)
+    voice = VOICES.choose(settings.tts or settings.tts_provider, settings)
     return Cascade(transcriber, CHATS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
 
 
 def _demo(settings: Settings) -> Engine:
     """What is built in, for it downloads nothing; other parts where they are named."""
     transcriber = TRANSCRIBERS.choose(settings.stt or "sphinx", settings)
-    voice = VOICES.choose(settings.tts or "espeak", settings)
+    voice = VOICES.choose(settings.tts or settings.tts_provider or "espeak", settings)
     return Cascade(transcriber, CHATS.make("echo", settings), voice, capacity=CONVERSATIONS)
 
 

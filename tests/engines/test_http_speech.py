@@ -187,6 +187,13 @@ async def test_sound_arrives_whole(server: Server, mouth: OpenAIVoice, script: H
     }  # fmt: skip
 
 
+async def test_how_to_speak_is_handed_on(server: Server, mouth: OpenAIVoice) -> None:
+    settings = Settings(default_tts_instructions="Calmly, like a librarian.")
+    await spoken(mouth, settings.session_options().answer)
+    (request,) = posts(server, SPEAK)
+    assert request.json["instructions"] == "Calmly, like a librarian."
+
+
 @pytest.mark.parametrize(
     "script", [wav(wav_bytes(AudioChunk(tone(16_000), 16_000))), wav(tone(16_000), kind="audio/pcm; rate=16000")]
 )

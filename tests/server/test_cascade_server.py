@@ -62,7 +62,8 @@ def streamed() -> Handler:
 async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, flite: Flite) -> None:
     url = f"{parts.url}/v1"
     flags = ("--model", url, "--stt", "openai:tiny", "--tts", "openai:tiny", "--system-prompt", "Be brief.")
-    served = await asyncio.to_thread(serve, *flags, WHISPER_URL=url, TTS_API_URL=url)
+    addresses = {"WHISPER_URL": url, "TTS_API_URL": url}
+    served = await asyncio.to_thread(serve, *flags, **addresses, DEFAULT_TTS_INSTRUCTIONS="Speak calmly.")
     spoken = flite("open the window")
     async with Caller(served.url) as me:
         whole = await me.ask(sound(spoken))
@@ -79,6 +80,7 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
         "Yes, the window is open now.",
         "Is there anything else?",
     ]
+    assert {request.json["instructions"] for request in parts.asked(SPEAK) if request.body} == {"Speak calmly."}
     replies = [request.json["messages"] for request in parts.asked(CHAT) if request.json.get("stream")]
     user = {"role": "user", "content": "Open the window, please."}
     assert replies[0] == [{"role": "system", "content": "Be brief."}, user]

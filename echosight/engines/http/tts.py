@@ -48,13 +48,15 @@ class OpenAIVoice:
 
     async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
         """Raises `Unavailable`, `Refused` and EngineFailure."""
-        asked = {
+        asked: dict[str, Any] = {
             "model": self._model,
             "input": text,
             "voice": options.voice or self._voice,
             "response_format": "wav",
             "speed": max(0.25, min(options.speed, 4.0)),
         }
+        if options.manner:
+            asked["instructions"] = options.manner
         async with aclosing(retrying(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
             async for piece in pieces:
                 yield piece
