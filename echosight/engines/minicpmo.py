@@ -28,6 +28,9 @@ from echosight.options import GenerateOptions
 log = logging.getLogger(__name__)
 
 MODULE = "echosight.engines.minicpmo_process"
+LIBROSA = ("librosa==0.9.0", "setuptools<81")
+"""librosa 0.9 imports pkg_resources, which later ones have no more."""
+
 PINS = {
     "2.6": (
         "torch==2.3.1",
@@ -35,7 +38,7 @@ PINS = {
         "torchvision==0.18.1",
         "transformers==4.44.2",
         "numpy<2",
-        "librosa==0.9.0",
+        *LIBROSA,
         "soundfile==0.12.1",
         "vector-quantize-pytorch==1.18.5",
         "vocos==0.1.0",
@@ -48,7 +51,7 @@ PINS = {
         "torchaudio<=2.8.0",
         "transformers==4.51.0",
         "accelerate",
-        "librosa",
+        *LIBROSA,
         "minicpmo-utils[all]>=1.0.5",
     ),
 }
