@@ -14,6 +14,7 @@ from echosight.audio import Resampler
 from echosight.conversation import Conversation
 from echosight.engines import CallPiece, Chat, SpeechPiece, Summary, TextPiece, Transcriber, Voice
 from echosight.engines.loading import Roll
+from echosight.engines.retries import Unavailable
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
@@ -21,7 +22,7 @@ from echosight.options import GenerateOptions
 log = logging.getLogger(__name__)
 
 REST_S = 30.0
-"""How long a part that failed is passed over before it is tried again."""
+"""How long a part that failed is passed over before it is tried again; longer, where it asks for that."""
 
 Part = TypeVar("Part", Transcriber, Chat, Voice)
 Result = TypeVar("Result")
@@ -72,7 +73,8 @@ class _Chain(Generic[Part]):
 
     def failed(self, part: Part, error: EngineFailure) -> None:
         log.warning("%s failed (%s); the next in line takes over", part.name, type(error).__name__)
-        self._resting[id(part)] = self._clock() + REST_S
+        asked = error.retry_after if isinstance(error, Unavailable) else None
+        self._resting[id(part)] = self._clock() + max(REST_S, asked or 0.0)
 
     def worked(self, part: Part) -> None:
         self._resting.pop(id(part), None)

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import httpx
 
-from echosight.audio import Resampler
+from echosight.audio import MAX_HZ, MIN_HZ, Resampler
 from echosight.engines import SpeechPiece
 from echosight.engines.http.stt import endpoint
-from echosight.engines.http.upstream import Upstream, key_for
+from echosight.engines.http.upstream import SPEECH_SILENCE_S, Upstream, key_for
 from echosight.engines.http.wav import WavStream
 from echosight.engines.retries import SPEECH_S, Unavailable, retrying
 from echosight.errors import EngineFailure, SetupError
@@ -95,8 +95,10 @@ def _bare_rate(response: httpx.Response, name: str, rate: int) -> int:
         raise EngineFailure(f"{name} answered with {kind}; WAV or PCM was asked for")
     for parameter in parameters.split(";"):
         key, _, value = parameter.strip().partition("=")
-        if key == "rate" and value.isdigit():
-            return int(value)
+        if key == "rate" and value.isdigit() and MIN_HZ <= int(value) <= MAX_HZ:
+            rate = int(value)
+        elif key == "channels" and value != "1":
+            raise EngineFailure(f"{name} answered with {value} channels; mono was asked for")
     return rate
 
 
@@ -113,4 +115,5 @@ def openai(model: str | None, settings: Settings) -> OpenAIVoice:
     if hosted and key is None:
         raise SetupError("--tts openai needs a server or a key: set TTS_API_URL, or OPENAI_API_KEY")
     voices = OPENAI_VOICES if hosted else ()
-    return OpenAIVoice(Upstream(endpoint(url, ROUTE), key), model or "tts-1", voices=voices)
+    upstream = Upstream(endpoint(url, ROUTE), key, silence_s=SPEECH_SILENCE_S)
+    return OpenAIVoice(upstream, model or "tts-1", voices=voices)
