@@ -167,6 +167,14 @@ async def test_one_that_does_not_answer_is_restarted(folder: Path) -> None:
     await server.close()
 
 
+async def test_what_it_says_without_end_does_not_stop_it(folder: Path) -> None:
+    (folder / "chatty").touch()
+    server = Supervisor("tiny", command(folder))
+    async with asyncio.timeout(60):
+        await server.start()
+    await server.close()
+
+
 async def test_what_keeps_it_from_starting_is_told(folder: Path) -> None:
     (folder / "broken").touch()
     llama = made("stand-in", folder)
