@@ -38,6 +38,8 @@ AGGRESSIVENESS = (0.35, 0.5, 0.65, 0.8)
 class GenerateOptions:
     """How one answer is made. None means: as the session or the engine has it.
 
+    `manner` tells how to speak ("calmly, like a librarian"), for voices that take directions.
+
     With `lead_ms`, speech is delivered no further ahead of its own playing than that, so that a client which only
     plays what comes falls silent soon after the answer is stopped; without, as fast as it is made. `encoding` is how
     the wire is to write the speech; the core carries it and does not read it.
@@ -49,6 +51,7 @@ class GenerateOptions:
     voice_sample: AudioChunk | None = None
     language: str | None = None
     speed: float = 1.0
+    manner: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     tts: str = Field(
         default="", description="what speaks: name[:model],… in order of preference (default: the best here)"
     )
+    tts_provider: Annotated[str, BeforeValidator(_lower)] = _own("TTS_PROVIDER", "means the same as --tts")
     device: str = Field(default="auto", description="where models run: auto, cpu, cuda or cuda:N")
     gpu_layers: int = Field(default=-1, ge=-1, description="layers that llama.cpp puts on the GPU (-1: all)")
     context_size: int = Field(default=4096, ge=256, description="tokens that llama.cpp keeps of a conversation")
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     llama_model_path: str = _own("LLAMA_MODEL_PATH", "a .gguf file that answers where --model names nothing")
     vosk_model_path: str = _own("VOSK_MODEL_PATH", "folder of a Vosk model")
     kokoro_voice: str = _own("KOKORO_VOICE", "voice of Kokoro")
+    piper_exe_path: str = _own("PIPER_EXE_PATH", "the program piper (default: the package piper-tts)")
     piper_model_path: str = _own("PIPER_MODEL_PATH", "the .onnx file of a Piper voice")
 
     vad_threshold: float = Field(default=_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
@@ -123,6 +125,7 @@ class Settings(BaseSettings):
     )
     max_turn_s: float = Field(default=_TURN.max_turn_ms / 1000, ge=1, description="longest turn that is spoken live")
 
+    default_tts_instructions: str = _own("DEFAULT_TTS_INSTRUCTIONS", "how to speak, for voices that take directions")
     default_system_prompt: str = _own("DEFAULT_SYSTEM_PROMPT", "instructions for bridge clients that give none")
     default_vad_aggr: int = _own("DEFAULT_VAD_AGGR", "how sure speech must be, for bridge clients", 2, ge=0, le=3)
     default_vad_start_ms: int = _own("DEFAULT_VAD_START_MS", "speech that begins their turns", 120, ge=20)
@@ -187,7 +190,7 @@ class Settings(BaseSettings):
             silence_ms=self.silence_ms,
             max_turn_ms=round(self.max_turn_s * 1000),
         )
-        answer = GenerateOptions(voice=self.voice)
+        answer = GenerateOptions(voice=self.voice, manner=self.default_tts_instructions or None)
         return SessionOptions(instructions=self.system_prompt, language=self.language, turn=turn, answer=answer)
 
 

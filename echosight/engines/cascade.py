@@ -20,6 +20,7 @@ from echosight.engines import (
     Voice,
 )
 from echosight.engines.listener import Listener
+from echosight.engines.loading import Roll
 from echosight.engines.sentences import Sentence, Splitter, speakable
 from echosight.engines.words import WordClock
 from echosight.errors import EngineFailure
@@ -49,13 +50,13 @@ class Cascade:
         self._listener = Listener(transcriber)
         self._written_by: dict[str, str] = {}
         """Conversation id -> who wrote down its last speech."""
-        self._starting: list[str] = []
+        self._roll = Roll()
 
     async def start(self) -> None:
         """Start the parts side by side; where one cannot, none stays up."""
         try:
-            parts = (self._up(self.transcriber), self._up(self.chat), self._up(self.voice))
-            for outcome in await asyncio.gather(*parts, return_exceptions=True):
+            starts = [self._roll.start(part) for part in (self.transcriber, self.chat, self.voice)]
+            for outcome in await asyncio.gather(*starts, return_exceptions=True):
                 if outcome is not None:
                     raise outcome
         except BaseException:
@@ -67,14 +68,8 @@ class Cascade:
 
     @property
     def loading(self) -> str:
-        """The parts that are not up yet, for people."""
-        return ", ".join(self._starting)
-
-    async def _up(self, part: Transcriber | Chat | Voice) -> None:
-        name = part.name
-        self._starting.append(name)
-        await part.start()
-        self._starting.remove(name)
+        """The parts that are not up yet and what they load, for people."""
+        return str(self._roll)
 
     async def close(self) -> None:
         await asyncio.gather(self.transcriber.close(), self.chat.close(), self.voice.close())

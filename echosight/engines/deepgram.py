@@ -14,7 +14,7 @@ import websockets
 
 from echosight.engines import SpeechPiece
 from echosight.engines.http.tts import fetch
-from echosight.engines.http.upstream import LOOPBACK, Refused, Upstream
+from echosight.engines.http.upstream import LOOPBACK, SPEECH_SILENCE_S, Refused, Upstream, retry_after
 from echosight.engines.retries import SPEECH_S, Unavailable, attempts, retrying
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import HEARD_HZ, Transcript, Word
@@ -167,7 +167,7 @@ class _Stream:
             raise Unavailable(
                 f"Deepgram broke off: {error.rcvd.reason if error.rcvd else 'no reason given'}"
             ) from error
-        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise EngineFailure("Deepgram sent something that is no transcript") from error
 
     async def _connect(self) -> websockets.ClientConnection:
@@ -183,7 +183,8 @@ class _Stream:
         except websockets.InvalidStatus as error:
             status = error.response.status_code
             if status >= 500 or status == 429:
-                raise Unavailable(f"Deepgram is in trouble ({status})") from error
+                wish = retry_after(error.response.headers)
+                raise Unavailable(f"Deepgram is in trouble ({status})", wish) from error
             raise Refused(f"Deepgram does not take the connection ({status})", status, "") from error
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             raise Unavailable(f"Deepgram cannot be reached: {error or type(error).__name__}") from error
@@ -199,8 +200,8 @@ class _Understood:
     def __init__(self) -> None:
         self.final_s = 0.0
         self.flushed = False
-        self._final: list[Any] = []
-        self._open: list[Any] = []
+        self._final: list[tuple[int, str]] = []
+        self._open: list[tuple[int, str]] = []
 
     @property
     def text(self) -> str:
@@ -210,9 +211,9 @@ class _Understood:
     def transcript(self) -> Transcript:
         words: list[Word] = []
         text = ""
-        for word in (*self._final, *self._open):
-            text = f"{text} {word.get('punctuated_word') or word['word']}".lstrip()
-            words.append(Word(round(float(word["start"]) * 1000), len(text)))
+        for start_ms, word in (*self._final, *self._open):
+            text = f"{text} {word}".lstrip()
+            words.append(Word(start_ms, len(text)))
         return Transcript(text, tuple(words))
 
     def up_to(self, sent_s: float) -> bool:
@@ -223,7 +224,10 @@ class _Understood:
         """A message: only results say something."""
         if message["type"] != "Results":
             return
-        words = message["channel"]["alternatives"][0]["words"]
+        words = [
+            (round(float(word["start"]) * 1000), str(word.get("punctuated_word") or word["word"]))
+            for word in message["channel"]["alternatives"][0]["words"]
+        ]
         if message["is_final"]:
             self._final += words
             self._open = []
@@ -240,7 +244,7 @@ class DeepgramVoice:
     voices = VOICES
 
     def __init__(self, url: str, key: str, voice: str) -> None:
-        self._http = Upstream(f"{url.rstrip('/')}/v1/speak", key, scheme="Token")
+        self._http = Upstream(f"{url.rstrip('/')}/v1/speak", key, scheme="Token", silence_s=SPEECH_SILENCE_S)
         self.name = f"{voice} at {self._http.name}"
         self._voice = voice
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 
 from echosight.errors import SetupError
-
-Progress = Callable[[str, float], None]
-"""What is being loaded, and how much of all is done (0-1)."""
-
-
-def silent(what: str, done: float) -> None:
-    """The progress that nobody watches."""
 
 
 def need(part: str, *modules: str, extra: str, flag: str) -> None:

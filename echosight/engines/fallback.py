@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 from echosight.conversation import Conversation
 from echosight.engines import CallPiece, Chat, SpeechPiece, Summary, TextPiece, Transcriber, Voice
+from echosight.engines.loading import Roll
+from echosight.engines.retries import Unavailable
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
@@ -20,7 +22,7 @@ from echosight.resampling import Resampler
 log = logging.getLogger(__name__)
 
 REST_S = 30.0
-"""How long a part that failed is passed over before it is tried again."""
+"""How long a part that failed is passed over before it is tried again; longer, where it asks for that."""
 
 Part = TypeVar("Part", Transcriber, Chat, Voice)
 Result = TypeVar("Result")
@@ -33,6 +35,11 @@ class _Chain(Generic[Part]):
         self.parts: list[Part] = list(parts)
         self._clock = clock
         self._resting: dict[int, float] = {}
+        self._roll = Roll()
+
+    @property
+    def loading(self) -> str:
+        return str(self._roll)
 
     @property
     def name(self) -> str:
@@ -40,7 +47,7 @@ class _Chain(Generic[Part]):
 
     async def start(self) -> None:
         """Start all; those that cannot are left out. Raises `SetupError` where none can."""
-        outcomes = await asyncio.gather(*(part.start() for part in self.parts), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._roll.start, self.parts), return_exceptions=True)
         able = []
         for part, outcome in zip(self.parts, outcomes, strict=True):
             if outcome is None:
@@ -66,7 +73,8 @@ class _Chain(Generic[Part]):
 
     def failed(self, part: Part, error: EngineFailure) -> None:
         log.warning("%s failed (%s); the next in line takes over", part.name, type(error).__name__)
-        self._resting[id(part)] = self._clock() + REST_S
+        asked = error.retry_after if isinstance(error, Unavailable) else None
+        self._resting[id(part)] = self._clock() + max(REST_S, asked or 0.0)
 
     def worked(self, part: Part) -> None:
         self._resting.pop(id(part), None)

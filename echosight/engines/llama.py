@@ -25,6 +25,11 @@ REPLY_TOKENS = 1024
 RESTART_S = 15.0
 """How long a turn waits for a process that is being restarted."""
 
+# llama_cpp.server (seen with 0.3.36) sends nothing as long as the bytes since its last piece are no UTF-8, and decodes
+# all of them again with each token. Half a character that is never completed, as random weights write it, silences it
+# until REPLY_TOKENS are reached, for minutes, and with it whoever waits behind; closing the request changes nothing,
+# for it looks whether somebody still listens only when it has a piece. Its silence ends the turn (see http/sse.py).
+
 
 class LlamaChat:
     """A `Chat` by llama.cpp. A process that dies is restarted; its turn fails, the next one waits for it."""
@@ -81,7 +86,9 @@ def _arguments(program: Sequence[str], model: Path, port: int, settings: Setting
     layers = settings.gpu_layers
     shared = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     if "llama_cpp.server" in program:
-        return [*shared, "--n_ctx", str(settings.context_size), "--n_gpu_layers", str(layers)]
+        sizes = ["--n_ctx", str(settings.context_size), "--n_gpu_layers", str(layers)]
+        # It answers one request at a time. As it comes, each new one cuts off the one in progress: somebody else's.
+        return [*shared, *sizes, "--interrupt_requests", "false"]
     # What llama-server takes for "all" differs between its versions; more than there are means all in each.
     layers = 999 if layers < 0 else layers
     return [*shared, "--ctx-size", str(settings.context_size), "--n-gpu-layers", str(layers), "--jinja"]

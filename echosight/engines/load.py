@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from echosight.engines.cascade import Cascade
 from echosight.engines.parts import CHATS, TRANSCRIBERS, VOICES, split
 from echosight.errors import SetupError
 from echosight.settings import Settings
-
-log = logging.getLogger(__name__)
 
 CONVERSATIONS = 32
 """That a cascade holds at once."""
@@ -34,14 +31,14 @@ def load(settings: Settings) -> Engine:
         return make(specs[0], settings)
     chats = [_chat(spec, settings) for spec in specs]
     transcriber = TRANSCRIBERS.choose(settings.stt, settings)
-    voice = VOICES.choose(settings.tts, settings)
+    voice = VOICES.choose(settings.tts or settings.tts_provider, settings)
     return Cascade(transcriber, CHATS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
 
 
 def _demo(settings: Settings) -> Engine:
     """What is built in, for it downloads nothing; other parts where they are named."""
     transcriber = TRANSCRIBERS.choose(settings.stt or "sphinx", settings)
-    voice = VOICES.choose(settings.tts or "espeak", settings)
+    voice = VOICES.choose(settings.tts or settings.tts_provider or "espeak", settings)
     return Cascade(transcriber, CHATS.make("echo", settings), voice, capacity=CONVERSATIONS)
 
 
@@ -95,12 +92,7 @@ def _read(file: Path, spec: str) -> dict[str, Any]:
 def _omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    def report(what: str, done: float) -> None:
-        log.info("%s: loading %s (%d %%)", engine.name, what, 100 * done)
-        engine.loading = f"{what} ({done:.0%})" if done < 1 else ""
-
-    engine = load_omni(source, device=settings.device, transcriber=_scribe(settings), progress=report)
-    return engine
+    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
 
 
 def _minicpmo(source: str, settings: Settings) -> Engine:

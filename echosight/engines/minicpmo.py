@@ -15,6 +15,7 @@ from pathlib import Path
 from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece, Transcriber
 from echosight.engines.frames import Kind
+from echosight.engines.loading import Loading
 from echosight.engines.minicpmo_seat import Seat, Voice
 from echosight.engines.process import Process
 from echosight.engines.words import spread_words
@@ -27,6 +28,9 @@ from echosight.resampling import Resampler
 log = logging.getLogger(__name__)
 
 MODULE = "echosight.engines.minicpmo_process"
+LIBROSA = ("librosa==0.9.0", "setuptools<81")
+"""librosa 0.9 imports pkg_resources, which later ones have no more."""
+
 PINS = {
     "2.6": (
         "torch==2.3.1",
@@ -34,7 +38,7 @@ PINS = {
         "torchvision==0.18.1",
         "transformers==4.44.2",
         "numpy<2",
-        "librosa==0.9.0",
+        *LIBROSA,
         "soundfile==0.12.1",
         "vector-quantize-pytorch==1.18.5",
         "vocos==0.1.0",
@@ -47,7 +51,7 @@ PINS = {
         "torchaudio<=2.8.0",
         "transformers==4.51.0",
         "accelerate",
-        "librosa",
+        *LIBROSA,
         "minicpmo-utils[all]>=1.0.5",
     ),
 }
@@ -68,6 +72,7 @@ class MiniCpmEngine:
     def __init__(self, name: str, commands: list[tuple[str, ...]], *, transcriber: Transcriber | None = None) -> None:
         self.name = name
         self.capacity = len(commands)
+        self.loading = Loading(name)
         self._transcriber = transcriber
         self._seats = [Seat(_OwnProcess(name, command)) for command in commands]
         self._busy: set[Seat] = set()
@@ -75,9 +80,11 @@ class MiniCpmEngine:
     async def start(self) -> None:
         """Loads one after the other: together they would need the memory for loading all at once."""
         try:
-            for seat in self._seats:
+            for number, seat in enumerate(self._seats, 1):
+                self.loading.tell(f"process {number} of {self.capacity}", None)
                 await seat.process.start()
             if self._transcriber is not None:
+                self.loading.tell(self._transcriber.name, None)
                 await self._transcriber.start()
         except BaseException:
             await self.close()

@@ -91,7 +91,7 @@ class PiperProgram:
 
 def voice(argument: str | None, settings: Settings) -> SpeakerVoice | PiperProgram:
     """`argument`: the .onnx file of a voice, with its .onnx.json beside it. Raises `SetupError`."""
-    program = os.environ.get("PIPER_EXE_PATH")
+    program = settings.piper_exe_path and Path(settings.piper_exe_path).expanduser()
     if not program:
         need("Piper", "piper", extra="piper", flag="--tts piper")
     model = Path(argument or settings.piper_model_path).expanduser()
@@ -100,7 +100,7 @@ def voice(argument: str | None, settings: Settings) -> SpeakerVoice | PiperProgr
         return SpeakerVoice("piper", lambda: read_speaker(model), config["audio"]["sample_rate"])
     if not os.access(program, os.X_OK):
         raise SetupError(f"PIPER_EXE_PATH names no program that can be run: {program}")
-    return PiperProgram(Path(program), model, config)
+    return PiperProgram(program, model, config)
 
 
 def read_config(model: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import echosight
 from echosight.engines.frames import HEAD, Frame, Kind, pack
+from echosight.engines.stderr import lines
 from echosight.errors import EngineFailure, SetupError
 
 log = logging.getLogger(__name__)
@@ -216,8 +217,8 @@ class Process:
                     channel.deliver(frame)
 
     async def _log(self, stderr: asyncio.StreamReader) -> None:
-        async for line in stderr:
-            self._last_words = line.decode(errors="replace").strip()
+        async for words in lines(stderr):
+            self._last_words = words
             log.info("%s: %s", self.name, self._last_words)
 
 

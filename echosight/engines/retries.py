@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from asyncio import sleep
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -23,6 +24,10 @@ LONGEST_S = 10.0
 """Nobody who speaks waits longer: a server that asks for more counts as down."""
 
 
+LATEST_S = 20.0
+"""After the first attempt began, none follows: where each of them takes a minute, somebody else had better answer."""
+
+
 class Unavailable(EngineFailure):
     """It may work later: no connection, no answer in time, too many requests, a broken server.
 
@@ -36,6 +41,7 @@ class Unavailable(EngineFailure):
 
 async def retrying(start: Callable[[], AsyncGenerator[T]], pauses_s: Sequence[float]) -> AsyncGenerator[T]:
     """Stream what `start` makes; where it is `Unavailable` before the first piece, pause and start again."""
+    since = time.monotonic()
     for pause in (*pauses_s, None):
         begun = False
         try:
@@ -47,23 +53,24 @@ async def retrying(start: Callable[[], AsyncGenerator[T]], pauses_s: Sequence[fl
         except Unavailable as error:
             if begun:
                 raise
-            await _pause(error, pause)
+            await _pause(error, pause, since)
 
 
 async def attempts(work: Callable[[], Awaitable[T]], pauses_s: Sequence[float]) -> T:
     """The result of `work`; where it is `Unavailable`, pause and try again."""
+    since = time.monotonic()
     for pause in (*pauses_s, None):
         try:
             return await work()
         except Unavailable as error:
-            await _pause(error, pause)
+            await _pause(error, pause, since)
     raise AssertionError("unreachable")
 
 
-async def _pause(error: Unavailable, pause: float | None) -> None:
+async def _pause(error: Unavailable, pause: float | None, since: float) -> None:
     """Wait before the next attempt, as long as the server asks for. Raises the error where there is none."""
     wait = max(pause or 0.0, error.retry_after or 0.0)
-    if pause is None or wait > LONGEST_S:
+    if pause is None or wait > LONGEST_S or time.monotonic() + wait > since + LATEST_S:
         raise error
     log.warning("%s; another attempt in %g s", error.message, wait)
     await sleep(wait)

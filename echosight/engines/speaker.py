@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from echosight.engines import SpeechPiece
+from echosight.engines.loading import Loading
 from echosight.engines.words import spread_words
 from echosight.engines.worker import Worker
 from echosight.errors import EngineFailure
@@ -33,6 +34,7 @@ class SpeakerVoice:
 
     def __init__(self, name: str, build: Callable[[], Speaker], rate: int) -> None:
         self.name = name
+        self.loading = Loading(name)
         self.rate = rate
         self.voices: tuple[str, ...] = ()
         self._build = build
@@ -40,7 +42,7 @@ class SpeakerVoice:
         self._speaker: Speaker
 
     async def start(self) -> None:
-        self._speaker = await self._worker.call(self._build)
+        self._speaker = await self._worker.call(lambda: self.loading.run(self._build))
         self.rate, self.voices = self._speaker.rate, self._speaker.voices
 
     async def close(self) -> None:

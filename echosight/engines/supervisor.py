@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import httpx
 
+from echosight.engines.stderr import lines
 from echosight.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -139,11 +140,9 @@ class Supervisor:
         return False
 
     async def _log(self, stderr: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ValueError):  # a line without end
-            async for line in stderr:
-                if words := line.decode(errors="replace").strip():
-                    self._last_words = words[:300]
-                    log.debug("%s: %s", self.name, words)
+        async for words in lines(stderr):
+            self._last_words = words[:300]
+            log.debug("%s: %s", self.name, words)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from echosight.conversation import Conversation
 from echosight.engines import CallPiece, Summary, TextPiece
 from echosight.engines.chat.prompt import Request
-from echosight.engines.extras import Progress, need, silent
+from echosight.engines.extras import need
+from echosight.engines.loading import Loading, tell
 from echosight.engines.worker import Worker
 from echosight.errors import EchoSightError, EngineFailure, SetupError
 from echosight.options import GenerateOptions
@@ -29,6 +30,7 @@ class TransformersChat:
 
     def __init__(self, name: str, build: Callable[[], Author], *, seed: int | None = None) -> None:
         self.name = name
+        self.loading = Loading(name)
         self._build = build
         self._seed = seed
         self._worker = Worker("chat")
@@ -37,7 +39,7 @@ class TransformersChat:
         self._reading: set[str] = set()
 
     async def start(self) -> None:
-        self._author = await self._worker.call(self._build)
+        self._author = await self._worker.call(lambda: self.loading.run(self._build))
 
     async def close(self) -> None:
         await self._worker.close()
@@ -122,19 +124,16 @@ def chat(argument: str | None, settings: Settings) -> TransformersChat:
     return TransformersChat(Path(source).name or source, lambda: build_author(source, turns, device))
 
 
-def build_author(source: str, max_turns: int = 10, device: str = "auto", progress: Progress = silent) -> Author:
+def build_author(source: str, max_turns: int = 10, device: str = "auto") -> Author:
     """The model at `source`. Raises `SetupError`."""
-    progress("libraries", 0.0)
+    tell("libraries")
     from echosight.engines.chat.author import Author
     from echosight.engines.chat.checkpoint import device_of, fetch, read_checkpoint
     from echosight.engines.omni.load import free_bytes
 
     device = device_of(device)
-    progress("files", 0.05)
     folder = fetch(source)
-    progress("weights", 0.2)
     checkpoint = read_checkpoint(source, folder, device)
-    progress("ready", 1.0)
     return Author(checkpoint, max_turns, int(free_bytes(device) * CACHE_SHARE))
 
 

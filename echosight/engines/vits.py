@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from echosight.engines import SpeechPiece
-from echosight.engines.extras import Progress, need, silent
+from echosight.engines.extras import need
+from echosight.engines.loading import follow_transformers, tell
 from echosight.engines.speaker import SpeakerVoice, pcm16, pieces
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
@@ -49,9 +50,9 @@ def voice(argument: str | None, settings: Settings) -> SpeakerVoice:
     return SpeakerVoice(f"vits {Path(source).name}", lambda: read_speaker(source, settings.device), 16_000)
 
 
-def read_speaker(source: str, device: str = "auto", progress: Progress = silent) -> VitsSpeaker:
+def read_speaker(source: str, device: str = "auto") -> VitsSpeaker:
     """The voice at `source`, downloaded where it is an id. Raises `SetupError`."""
-    progress("libraries", 0.0)
+    tell("libraries")
     import transformers as installed
 
     from echosight.engines.chat.checkpoint import device_of, fetch
@@ -59,7 +60,8 @@ def read_speaker(source: str, device: str = "auto", progress: Progress = silent)
     transformers: Any = installed
     device = device_of(device)
     folder = fetch(source, flag="--tts vits:")
-    progress("weights", 0.5)
+    tell("weights")
+    follow_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type != "vits":
@@ -68,5 +70,4 @@ def read_speaker(source: str, device: str = "auto", progress: Progress = silent)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SetupError(f"{source} could not be loaded: {str(error).splitlines()[0]}") from error
-    progress("ready", 1.0)
     return VitsSpeaker(model.to(device), tokenizer)

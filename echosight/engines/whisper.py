@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from echosight.engines.extras import Progress, need, silent
+from echosight.engines.extras import need
+from echosight.engines.loading import Loading, download, tell
 from echosight.engines.worker import Worker
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import HEARD_HZ, Transcript, Word
@@ -145,6 +146,7 @@ class WhisperTranscriber:
 
     def __init__(self, name: str, build: Callable[[], Decoder], language: str | None = None) -> None:
         self.name = name
+        self.loading = Loading(name)
         self._build = build
         self._language = language
         self._looks = Worker("whisper-looks")
@@ -153,7 +155,7 @@ class WhisperTranscriber:
         self._decoder: Decoder
 
     async def start(self) -> None:
-        self._decoder = await self._finals.call(self._build)
+        self._decoder = await self._finals.call(lambda: self.loading.run(self._build))
 
     async def close(self) -> None:
         for utterance in [*self._utterances]:
@@ -240,14 +242,13 @@ def transcriber(argument: str | None, settings: Settings) -> WhisperTranscriber:
     )
 
 
-def read_model(source: str, device: str = "auto", progress: Progress = silent) -> Any:
+def read_model(source: str, device: str = "auto") -> Any:
     """The model, downloaded where `source` is no folder. Raises `SetupError`."""
     import ctranslate2
     from faster_whisper import WhisperModel
 
-    progress("Whisper's files", 0.0)
     folder = check_folder(Path(source).expanduser() if _is_folder(source) else _download(source))
-    progress("Whisper's weights", 0.5)
+    tell("weights")
     gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
     if device.startswith("cuda") and not gpu:
         raise SetupError("There is no CUDA device here: choose --device cpu")
@@ -262,7 +263,6 @@ def read_model(source: str, device: str = "auto", progress: Progress = silent) -
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise SetupError(f"{source} could not be loaded by faster-whisper: {_line(error)}") from error
-    progress("Whisper", 1.0)
     return model
 
 
@@ -281,14 +281,13 @@ def check_folder(folder: Path) -> Path:
 def _download(source: str) -> Path:
     # The package's own download hides its progress.
     from faster_whisper import utils
-    from huggingface_hub import snapshot_download
 
     repository = source if "/" in source else utils._MODELS.get(source)
     if repository is None:
         known = ", ".join(utils.available_models())
         raise SetupError(f"There is no Whisper called {source!r}; --stt whisper: takes a folder or one of {known}")
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
+        return download(repository, FILES)
     except (OSError, ValueError) as error:
         raise SetupError(
             f"{repository} could not be downloaded ({_line(error)}): where there is a network, "

@@ -256,7 +256,8 @@ async def speech(request: Request, _: Admitted, settings: Chosen, body: Body) ->
         raise InputError("This engine has no voice that reads texts", code="unsupported", status=501)
     named = asked.voice if isinstance(asked.voice, str) else str(asked.voice.get("id", ""))
     voice = named if named in engine.voices or not engine.voices else settings.voice
-    options = GenerateOptions(voice=voice or None, language=settings.language, speed=asked.speed)
+    manner = asked.instructions or settings.default_tts_instructions
+    options = GenerateOptions(voice=voice or None, language=settings.language, speed=asked.speed, manner=manner or None)
     spoken = _speak(engine, asked.input, options)
     if asked.response_format in ("wav", "pcm"):
         head = wav_header(24_000, UNKNOWN_LENGTH) if asked.response_format == "wav" else b""

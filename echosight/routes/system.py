@@ -36,7 +36,7 @@ async def health(manager: Manager) -> JSONResponse:
     }
     if manager.failed:
         state["detail"] = manager.failed.message
-    elif not manager.ready and (loading := getattr(manager.engine, "loading", "")):
+    elif not manager.ready and (loading := str(getattr(manager.engine, "loading", ""))):
         state["loading"] = loading
     return JSONResponse(state, 200 if manager.ready else 503, {} if manager.ready else {"Retry-After": "2"})
 

@@ -44,7 +44,7 @@ class Service:
         self.status = 200
         self.cuts = 0
         self.silent_end = False
-        self.garbage = False
+        self.garbage = ""
         self.port = 0
 
     async def talk(self, socket: ServerConnection) -> None:
@@ -57,7 +57,7 @@ class Service:
                 self.heard[at] += message
                 seconds = len(self.heard[at]) / 32_000
                 if self.garbage:
-                    await socket.send('{"type": "Results"}')
+                    await socket.send(self.garbage)
                 await socket.send('{"type": "SpeechStarted"}')
                 await socket.send(results("so far", final, seconds - final, final=False))
             elif json.loads(message)["type"] == "Finalize":
@@ -73,7 +73,9 @@ class Service:
         self.paths.append(request.path)
         self.keys.append(request.headers.get("Authorization"))
         if self.status != 200:
-            return socket.respond(self.status, "no")
+            refusal = socket.respond(self.status, "no")
+            refusal.headers["Retry-After"] = "3"
+            return refusal
         return None
 
 
@@ -162,12 +164,18 @@ async def test_refusals_are_told(
         await ears.hear("u", PCM)
         with pytest.raises(failure, match=str(status)):
             await ears.finish("u")
+    assert pauses == ([] if failure is Refused else [3, 3])
 
 
-async def test_garbage_is_no_transcript(service: Service) -> None:
-    service.garbage = True
+@pytest.mark.parametrize(
+    "garbage",
+    ['{"type": "Results"}', "[]", "{", results("so", 0, 1, final=False).replace('"start": 0.0', '"start": "soon"')],
+)
+async def test_garbage_is_no_transcript(service: Service, garbage: str) -> None:
+    service.garbage = garbage
     async with hearing(service) as ears:
-        await ears.hear("u", PCM)
+        for _ in range(3):
+            await ears.hear("u", PCM)
         with pytest.raises(EngineFailure, match="no transcript"):
             await ears.finish("u")
 

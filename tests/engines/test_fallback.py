@@ -10,6 +10,7 @@ from echosight.conversation import AudioPart, Conversation, Item, OpenTurn, Text
 from echosight.engines import CallPiece, Piece, SpeechPiece, Summary, TextPiece
 from echosight.engines.cascade import Cascade
 from echosight.engines.fallback import REST_S, ChatChain, TranscriberChain, VoiceChain
+from echosight.engines.retries import Unavailable
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
@@ -134,6 +135,21 @@ async def test_who_failed_is_passed_over_for_a_while() -> None:
     assert (len(local.asked), len(cloud.asked), cloud.prefilled) == (1, 2, ["Hi"])
     clock.now, local.fails = REST_S, None
     assert (await replies(chain))[-1] == Summary(finish="length", made_by=("local",))
+
+
+async def test_who_asks_for_a_longer_rest_has_it() -> None:
+    class Busy(Script):
+        def check(self, when: str) -> None:
+            if self.fails == when:
+                raise Unavailable("too many requests", retry_after=10 * REST_S)
+
+    clock = Clock()
+    busy, other = Busy("busy", "at once"), Script("other")
+    chain = ChatChain([busy, other], clock)
+    await replies(chain)
+    for now, name in ((9 * REST_S, "other"), (10 * REST_S, "busy")):
+        clock.now = now
+        assert chain.name == name
 
 
 async def test_from_local_to_cloud_and_back() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -18,7 +19,20 @@ from echosight.events import Usage
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
-from tests.engines.upstream import Reply, Request, Server, answer, body, counted, finished, raw, sse, text, upstream
+from tests.engines.upstream import (
+    Reply,
+    Request,
+    Server,
+    answer,
+    body,
+    counted,
+    finished,
+    raw,
+    sse,
+    text,
+    trickle,
+    upstream,
+)
 
 CHAT = "/v1/chat/completions"
 HELLO = sse(text("Hel"), text("lo."), finished(), counted(7, 2, 5))
@@ -106,6 +120,20 @@ async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, c
 async def test_all_ways_to_end_are_understood(server: Server, chat: OpenAIChat, script: Any, finish: str) -> None:
     server.on(CHAT, script)
     assert await ask(chat) == [TextPiece("Hello."), Summary(finish=finish)]
+
+
+async def test_text_may_hold_what_ends_a_line_elsewhere(server: Server, chat: OpenAIChat) -> None:
+    talked = "one\u2028two\x85three"
+    event = json.dumps({"choices": [text(talked)["choices"][0] | {"finish_reason": "stop"}]}, ensure_ascii=False)
+    cut = [bytes([byte]) for byte in f"data: {event}\r\n\r\n".encode()]
+    server.on(CHAT, body(*cut, kind="text/event-stream"))
+    assert said(await ask(chat)) == talked
+
+
+async def test_a_count_that_is_none_spoils_no_answer(server: Server, chat: OpenAIChat) -> None:
+    for count in ({"usage": 3}, {"usage": {"prompt_tokens_details": 3}}, ["usage"]):
+        server.on(CHAT, sse(text("Hello."), finished(), count))
+        assert said(await ask(chat)) == "Hello."
 
 
 async def test_a_server_that_does_not_close_is_not_waited_for(server: Server, chat: OpenAIChat) -> None:
@@ -202,7 +230,18 @@ async def test_three_more_attempts_before_the_first_piece(
     assert len(server.asked(CHAT)) == 8
 
 
-@pytest.mark.parametrize(("wish", "pause"), [("3", 3), ("0", 1), ("soon", 1), ("Thu, 01 Jan 1970 00:00:00 GMT", 1)])
+@pytest.mark.parametrize(
+    ("wish", "pause"),
+    [
+        ("3", 3),
+        ("0", 1),
+        ("-7", 1),
+        ("nan", 1),
+        ("soon", 1),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 1),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 1),
+    ],
+)
 async def test_too_many_requests_wait_as_long_as_is_asked(
     server: Server, chat: OpenAIChat, pauses: list[float], wish: str, pause: float
 ) -> None:
@@ -240,6 +279,8 @@ async def test_what_breaks_off_in_the_middle_is_not_said_again(
         (sse({"choices": [3]}), "no chat completion"),
         (sse(["choices"]), "no chat completion"),
         (sse({"hello": "there"}), "no chat completion"),
+        (sse({"choices": [{"delta": {"content": ["a", "list"]}}]}), "no chat completion"),
+        (body(b"data: " + bytes(1 << 20), kind="text/event-stream"), "a line without end"),
         (sse({"error": {"message": "out of memory"}}), "out of memory"),
     ],
 )
@@ -274,6 +315,26 @@ async def test_silence_ends(server: Server, pauses: list[float]) -> None:
         await ask(chat)
     assert pauses == [1, 2, 4]
     await chat.close()
+
+
+async def test_comments_are_silence(server: Server, pauses: list[float]) -> None:
+    server.on(CHAT, trickle(b": still thinking\n\n", kind="text/event-stream"))
+    chat = OpenAIChat(Upstream(f"{server.url}/v1", silence_s=0.1), "tiny")
+    await chat.upstream.start()
+    with pytest.raises(Unavailable, match="said nothing for"):
+        await ask(chat)
+    assert len(server.asked(CHAT)) == 4
+    await chat.close()
+
+
+async def test_who_takes_too_long_is_not_asked_again(
+    server: Server, chat: OpenAIChat, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echosight.engines.retries.LATEST_S", 2.5)
+    server.on(CHAT, answer({}, 500))
+    with pytest.raises(Unavailable):
+        await ask(chat)
+    assert pauses == [1, 2]
 
 
 async def test_nobody_there(pauses: list[float]) -> None:

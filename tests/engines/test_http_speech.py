@@ -25,7 +25,7 @@ from echosight.errors import EngineFailure, SetupError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
-from tests.engines.upstream import Handler, Reply, Request, Server, answer, body, upstream
+from tests.engines.upstream import Handler, Reply, Request, Server, answer, body, trickle, upstream
 
 HEAR, SPEAK = "/v1/audio/transcriptions", "/v1/audio/speech"
 OPTIONS = GenerateOptions()
@@ -133,6 +133,34 @@ async def test_a_server_without_word_times_is_asked_for_text(server: Server, ear
     ]
 
 
+async def test_one_request_that_is_not_taken_costs_no_word_times(server: Server, ears: OpenAITranscriber) -> None:
+    too_short = answer({"error": {"message": "audio is too short"}}, 400)
+    server.on(HEAR, too_short, too_short, HEARD)
+    await ears.hear("a", bytes(32))
+    with pytest.raises(Refused, match="too short"):
+        await ears.finish("a")
+    await ears.hear("b", tone(16_000))
+    await ears.finish("b")
+    asked = [fields(request)["response_format"] for request in posts(server, HEAR)]
+    assert asked == [b"verbose_json", b"json", b"verbose_json"]
+
+
+async def test_an_answer_that_never_ends_is_not_waited_for(server: Server, pauses: list[float]) -> None:
+    server.on(HEAR, trickle(b" "))
+    ears = OpenAITranscriber(Upstream(f"{server.url}{HEAR}", silence_s=0.1), "tiny")
+    await ears.upstream.start()
+    await ears.hear("u", tone(16_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("echosight.engines.http.upstream.CONNECT_S", 0.0)
+        with pytest.raises(Unavailable, match="was not done within"):
+            await ears.finish("u")
+        patch.setattr("echosight.engines.http.upstream.CONNECT_S", 60.0)
+        patch.setattr("echosight.engines.http.upstream.ANSWER_BYTES", 5)
+        with pytest.raises(EngineFailure, match="without end"):
+            await ears.finish("u")
+    await ears.close()
+
+
 async def test_where_nobody_speaks_nothing_is_written(server: Server, ears: OpenAITranscriber) -> None:
     silence = {"no_speech_prob": 0.9, "avg_logprob": -1.4}
     server.on(HEAR, answer({"text": "Thanks for watching!", "segments": [silence]}))
@@ -151,7 +179,17 @@ async def test_hearing_is_tried_three_times(server: Server, ears: OpenAITranscri
     assert pauses == [0.5, 0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("script", [body(b"<html>"), answer([]), answer({}), answer({"text": "", "words": [3]})])
+@pytest.mark.parametrize(
+    "script",
+    [
+        body(b"<html>"),
+        answer([]),
+        answer({}),
+        answer({"text": None}),
+        answer({"text": "", "words": [3]}),
+        answer({"text": "a", "words": [{"word": "a", "start": "inf"}]}),
+    ],
+)
 async def test_garbage_is_no_transcript(server: Server, ears: OpenAITranscriber, script: Handler) -> None:
     server.on(HEAR, script)
     await ears.hear("u", tone(16_000))
@@ -185,6 +223,13 @@ async def test_sound_arrives_whole(server: Server, mouth: OpenAIVoice, script: H
     assert request.json == {
         "model": "tiny", "input": "Hello.", "voice": "nova", "response_format": "wav", "speed": 4.0,
     }  # fmt: skip
+
+
+async def test_how_to_speak_is_handed_on(server: Server, mouth: OpenAIVoice) -> None:
+    settings = Settings(default_tts_instructions="Calmly, like a librarian.")
+    await spoken(mouth, settings.session_options().answer)
+    (request,) = posts(server, SPEAK)
+    assert request.json["instructions"] == "Calmly, like a librarian."
 
 
 @pytest.mark.parametrize(
@@ -246,6 +291,9 @@ async def test_half_a_sentence_is_not_begun_again(
     [
         (wav(b"ID3", kind="audio/mpeg"), EngineFailure, "audio/mpeg; WAV or PCM was asked for"),
         (wav(b"<html>", kind="text/html"), EngineFailure, "text/html"),
+        (wav(b"Ogg", b"S" + bytes(9000), kind="application/octet-stream"), EngineFailure, "begins with b'OggS'"),
+        (wav(b'{"error": "no such voice"}'), EngineFailure, "is no PCM"),
+        (wav(tone(24_000), kind="audio/pcm; rate=24000; channels=2"), EngineFailure, "2 channels"),
         (answer({"error": {"message": "no such voice"}}, 400), Refused, "no such voice"),
         (wav(b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + struct.pack("<HHIIHH", 3, 2, 8000, 0, 8, 32) + b"data"),
          EngineFailure, "must be mono PCM16"),

@@ -1,4 +1,4 @@
-"""Supervised llama.cpp: a stand-in process, and the real one where LLAMA_EXE_PATH and LLAMA_MODEL_PATH are set."""
+"""Supervised llama.cpp: a stand-in process, and the real server on a random model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -20,38 +20,47 @@ from echosight.engines.supervisor import RESTARTS, Supervisor
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
+from tests.engines.llama.programs import KINDS, stand_in
+from tests.engines.llama.programs import llama as llama_cpp
 
-STAND_IN = Path(__file__).with_name("llama_stand_in.py")
 OPTIONS = GenerateOptions(max_output_tokens=8)
 TALK = Conversation(instructions="Be brief.", items=[Item("user", (TextPart("Hello"),))])
-
-REAL = bool(os.environ.get("LLAMA_EXE_PATH") and os.environ.get("LLAMA_MODEL_PATH"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    program = tmp_path / "llama-server"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
-    program.chmod(0o755)
+    stand_in(tmp_path)
     return tmp_path
 
 
-def stand_in(folder: Path) -> LlamaChat:
-    settings = Settings(llama_exe_path=str(folder / "llama-server"), llama_model_path="", context_size=512)
-    return chat(str(folder / "tiny.gguf"), settings)
+def made(kind: str, folder: Path) -> LlamaChat:
+    program, model = llama_cpp(kind, folder)
+    return chat(model, Settings(llama_exe_path=program, context_size=512))
 
 
-@pytest.fixture(params=["stand-in", "real"] if REAL else ["stand-in"])
-async def llama(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[LlamaChat]:
-    made = stand_in(folder) if request.param == "stand-in" else chat(None, Settings(context_size=512))
-    await made.start()
-    yield made
-    await made.close()
+@pytest.fixture(params=KINDS)
+async def llama(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LlamaChat]:
+    started = made(request.param, tmp_path)
+    await started.start()
+    yield started
+    await started.close()
 
 
-async def said(llama: LlamaChat) -> str:
-    pieces = [piece async for piece in llama.reply(TALK, OPTIONS)]
+@pytest.fixture
+async def real_llama(tmp_path: Path) -> AsyncIterator[LlamaChat]:
+    started = made("real", tmp_path)
+    await started.start()
+    yield started
+    await started.close()
+
+
+def command(folder: Path) -> Callable[[int], list[str]]:
+    model = str(folder / "tiny.gguf")
+    return lambda port: [str(folder / "llama-server"), "--model", model, "--port", str(port)]
+
+
+async def said(llama: LlamaChat, options: GenerateOptions = OPTIONS) -> str:
+    pieces = [piece async for piece in llama.reply(TALK, options)]
     assert isinstance(pieces[-1], Summary)
     return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
 
@@ -93,8 +102,31 @@ async def test_it_ends_with_the_server(llama: LlamaChat) -> None:
         await said(llama)
 
 
+async def test_two_are_answered_at_once_and_neither_is_cut(real_llama: LlamaChat) -> None:
+    long, short = GenerateOptions(max_output_tokens=300), GenerateOptions(max_output_tokens=5)
+    async with aclosing(real_llama.reply(TALK, long)) as pieces:
+        first = [await anext(pieces)]
+        # Somebody else's reply, and what is computed ahead for a third, come in between.
+        other = asyncio.create_task(said(real_llama, short))
+        await real_llama.prefill(Conversation(instructions="Be long.", open=OpenTurn("t1")), "")
+        first += [piece async for piece in pieces]
+    assert isinstance(first[-1], Summary)
+    assert (first[-1].finish, len(first)) == ("length", 301)
+    assert len((await other).split()) == 5
+
+
+async def test_an_interrupted_reply_does_not_hold_up_the_next(real_llama: LlamaChat) -> None:
+    endless = GenerateOptions(max_output_tokens=100_000)
+    for _ in range(3):
+        async with aclosing(real_llama.reply(TALK, endless)) as pieces:
+            assert await anext(pieces)
+        async with asyncio.timeout(10):
+            assert await said(real_llama)
+    assert real_llama.server.restarts == 0
+
+
 async def test_the_prompt_is_sent_ahead(folder: Path) -> None:
-    llama = stand_in(folder)
+    llama = made("stand-in", folder)
     await llama.start()
     talk = Conversation(instructions="Be brief.", open=OpenTurn("t1"))
     await llama.prefill(talk, "")
@@ -111,10 +143,7 @@ async def test_the_prompt_is_sent_ahead(folder: Path) -> None:
 
 
 async def test_it_is_left_down_after_five_restarts(folder: Path) -> None:
-    def command(port: int) -> list[str]:
-        return [sys.executable, str(STAND_IN), "--model", str(folder / "tiny.gguf"), "--port", str(port)]
-
-    server = Supervisor("tiny", command, pause_s=0.001)
+    server = Supervisor("tiny", command(folder), pause_s=0.001)
     await server.start()
     (folder / "broken").touch()
     assert server.pid
@@ -126,10 +155,7 @@ async def test_it_is_left_down_after_five_restarts(folder: Path) -> None:
 
 
 async def test_one_that_does_not_answer_is_restarted(folder: Path) -> None:
-    def command(port: int) -> list[str]:
-        return [sys.executable, str(STAND_IN), "--model", str(folder / "tiny.gguf"), "--port", str(port)]
-
-    server = Supervisor("tiny", command, check_s=0.05, pause_s=0.001)
+    server = Supervisor("tiny", command(folder), check_s=0.05, pause_s=0.001)
     await server.start()
     first = server.pid
     (folder / "ill").touch()
@@ -141,9 +167,17 @@ async def test_one_that_does_not_answer_is_restarted(folder: Path) -> None:
     await server.close()
 
 
+async def test_what_it_says_without_end_does_not_stop_it(folder: Path) -> None:
+    (folder / "chatty").touch()
+    server = Supervisor("tiny", command(folder))
+    async with asyncio.timeout(60):
+        await server.start()
+    await server.close()
+
+
 async def test_what_keeps_it_from_starting_is_told(folder: Path) -> None:
     (folder / "broken").touch()
-    llama = stand_in(folder)
+    llama = made("stand-in", folder)
     with pytest.raises(SetupError, match=r"llama\.cpp with tiny\.gguf does not start: error: failed to load the model"):
         await llama.start()
     await llama.close()

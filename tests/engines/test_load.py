@@ -95,6 +95,15 @@ def test_names_files_and_folders_are_chats(installed: set[str], tmp_path: Path, 
     assert isinstance(engine.chat, ChatChain) == (len(made) > 1)
 
 
+def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed |= {"http.chat", "kokoro", "piper", "sphinx"}
+    monkeypatch.setenv("TTS_PROVIDER", "Piper")
+    for model in ("openai:gpt-4o", "groq"):
+        engine = load(Settings(model=model))
+        assert isinstance(engine, Cascade)
+        assert named(engine.voice) == ["piper()"]
+
+
 def test_addresses_are_chats() -> None:
     engine = load(Settings(model="http://localhost:8000/v1,http://localhost:8001/v1#two", stt="sphinx", tts="espeak"))
     assert isinstance(engine, Cascade)

@@ -218,15 +218,14 @@ except BrokenPipeError:
 
 
 @pytest.fixture
-def piper_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> piper.PiperProgram:
+def piper_program(tmp_path: Path) -> piper.PiperProgram:
     model = tmp_path / "voice.onnx"
     model.touch()
     (tmp_path / "voice.onnx.json").write_text('{"audio": {"sample_rate": 8000}, "speaker_id_map": {"a": 0, "b": 1}}')
     program = tmp_path / "piper"
     program.write_text(PROGRAM.format(python=sys.executable, model=model))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PIPER_EXE_PATH", str(program))
-    made = piper.voice(str(model), Settings())
+    made = piper.voice(str(model), Settings(piper_exe_path=str(program)))
     assert isinstance(made, piper.PiperProgram)
     return made
 
@@ -246,14 +245,12 @@ async def test_the_program_of_piper_stops_with_its_sentence(piper_program: piper
         await spoken(piper_program, "break", WISH)
 
 
-async def test_a_program_that_is_none_is_refused(
-    piper_program: piper.PiperProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_program_that_is_none_is_refused(piper_program: piper.PiperProgram, tmp_path: Path) -> None:
     (tmp_path / "piper").unlink()
     with pytest.raises(EngineFailure, match="cannot be started"):
         await spoken(piper_program, "hello", WISH)
     with pytest.raises(SetupError, match="PIPER_EXE_PATH"):
-        piper.voice(str(tmp_path / "voice.onnx"), Settings())
+        piper.voice(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
 
 
 class System:

@@ -156,6 +156,18 @@ def raw(data: bytes) -> Handler:
     return handle
 
 
+def trickle(data: bytes, kind: str = "application/json") -> Handler:
+    """The same bytes over and over, without end."""
+
+    async def handle(request: Request, reply: Reply) -> None:
+        await reply.head(Content_Type=kind)
+        while True:
+            await reply.write(data)
+            await asyncio.sleep(0.005)
+
+    return handle
+
+
 def text(said: str) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": {"content": said}}]}
 

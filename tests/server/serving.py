@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -44,6 +45,7 @@ class Server:
         return [int(pid) for pid in found.stdout.split()]
 
 
+Watch = Callable[[dict[str, Any]], None]
 Serve = Callable[..., Server]
 """`serve("--flag", "value", VARIABLE="x")` starts a server for one test."""
 
@@ -56,8 +58,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, program: Path = ROOT / "model_server.py", **env: str) -> Iterator[Server]:
-    """Start `model_server.py` with these flags and wait until it is healthy; stop it at the end."""
+def running(
+    folder: Path, *flags: str, program: Path = ROOT / "model_server.py", watch: Watch = lambda state: None, **env: str
+) -> Iterator[Server]:
+    """Start `model_server.py` with these flags and wait until it is healthy; stop it at the end.
+
+    `watch` is given what /health says until then.
+    """
     port = free_port()
     command = [sys.executable, str(program), "--port", str(port), *flags]
     log = folder / f"server-{port}.log"
@@ -67,7 +74,7 @@ def running(folder: Path, *flags: str, program: Path = ROOT / "model_server.py",
         )
     server = Server(process, port, log)
     try:
-        _wait_for(server)
+        _wait_for(server, watch)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
@@ -79,14 +86,16 @@ def running(folder: Path, *flags: str, program: Path = ROOT / "model_server.py",
     assert "Traceback" not in server.log, server.log
 
 
-def _wait_for(server: Server) -> None:
+def _wait_for(server: Server, watch: Watch) -> None:
     patience = time.monotonic() + START_S
     while time.monotonic() < patience:
         if server.process.poll() is not None:
             break
         try:
-            if httpx.get(f"{server.url}/health").status_code == 200:
+            health = httpx.get(f"{server.url}/health")
+            if health.status_code == 200:
                 return
+            watch(health.json())
         except httpx.TransportError:
             pass
         time.sleep(0.05)  # the one thing that sends no event: a server that does not listen yet

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import pytest
 from echosight.audio import decode_audio, wav_bytes
 from echosight.media import AudioChunk
 from tests.conftest import Flite
+from tests.engines.llama.programs import KINDS, llama
 from tests.engines.upstream import Handler, Reply, Request, Server, answer, finished, sse, text, upstream
 from tests.server.echosight_client import Caller, silence, sound, typed
 from tests.server.serving import Serve
+from tests.server.serving import Server as Served
 
 CHAT, HEAR, SPEAK = "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/audio/speech"
-STAND_IN = Path(__file__).parents[1] / "engines" / "llama_stand_in.py"
 REPLY = "Yes, the window is open now. Is there anything else?"
 BUILT_IN = ("--stt", "sphinx", "--tts", "espeak")
 
@@ -62,7 +62,8 @@ def streamed() -> Handler:
 async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, flite: Flite) -> None:
     url = f"{parts.url}/v1"
     flags = ("--model", url, "--stt", "openai:tiny", "--tts", "openai:tiny", "--system-prompt", "Be brief.")
-    served = await asyncio.to_thread(serve, *flags, WHISPER_URL=url, TTS_API_URL=url)
+    addresses = {"WHISPER_URL": url, "TTS_API_URL": url}
+    served = await asyncio.to_thread(serve, *flags, **addresses, DEFAULT_TTS_INSTRUCTIONS="Speak calmly.")
     spoken = flite("open the window")
     async with Caller(served.url) as me:
         whole = await me.ask(sound(spoken))
@@ -79,6 +80,7 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
         "Yes, the window is open now.",
         "Is there anything else?",
     ]
+    assert {request.json["instructions"] for request in parts.asked(SPEAK) if request.body} == {"Speak calmly."}
     replies = [request.json["messages"] for request in parts.asked(CHAT) if request.json.get("stream")]
     user = {"role": "user", "content": "Open the window, please."}
     assert replies[0] == [{"role": "system", "content": "Be brief."}, user]
@@ -111,18 +113,24 @@ async def test_another_answers_where_one_cannot(parts: Server, serve: Serve) -> 
         assert f"broken at 127.0.0.1:{broken.port} failed (Refused); the next in line takes over" in served.log
 
 
-async def test_a_killed_llama_is_back_for_the_next_turn(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    program = tmp_path / "llama-server"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
-    program.chmod(0o755)
-    served = await asyncio.to_thread(
-        serve, "--model", str(tmp_path / "tiny.gguf"), *BUILT_IN, LLAMA_EXE_PATH=str(program)
-    )
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_killed_llama_is_back_for_the_next_turn(serve: Serve, tmp_path: Path, kind: str) -> None:
+    program, model = llama(kind, tmp_path)
+    flags = ("--model", model, *BUILT_IN, "--context-size", "256")
+    served = await asyncio.to_thread(serve, *flags, LLAMA_EXE_PATH=program)
     async with Caller(served.url) as me:
-        first = int((await me.ask(typed("Hello"))).text)
-        assert first in served.children()
+        assert (await me.ask(typed("Hello"))).text
+        (first,) = named(served, model)
         os.kill(first, signal.SIGKILL)
-        second = int((await me.ask(typed("Hello again"))).text)
+        again = await me.ask(typed("Hello again"))
+        (second,) = named(served, model)
     assert second != first
-    assert second in served.children()
+    assert again.text
+    assert again.end in ("stop", "length")
+    assert again.speech.seconds > 0.1
+
+
+def named(served: Served, argument: str) -> list[int]:
+    """The server's child processes that were started with an argument."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in served.children()}
+    return [pid for pid, command in commands.items() if argument.encode() in command]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echosight.engines.loading import download, follow_transformers, tell
 from echosight.engines.omni.load import check_memory, free_bytes, read_config, weight_bytes
 from echosight.engines.omni.sampling import Taste
 from echosight.errors import SetupError
@@ -30,10 +31,8 @@ def fetch(source: str, flag: str = "--model ") -> Path:
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         read_config(folder)
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+        return download(source, FILES)
     except (OSError, ValueError) as error:
         raise SetupError(
             f"{source} is no folder here, and it could not be downloaded ({_line(error)}): where there is a network, "
@@ -57,6 +56,8 @@ def read_checkpoint(source: str, folder: Path, device: str) -> Checkpoint:
     import transformers as installed
 
     transformers: Any = installed
+    tell("weights")
+    follow_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

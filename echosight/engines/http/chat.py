@@ -8,14 +8,14 @@ import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import httpx
-import orjson
 
 from echosight.conversation import Conversation, new_id
 from echosight.engines import CallPiece, Summary, TextPiece
 from echosight.engines.history import Message, messages
+from echosight.engines.http.sse import events
 from echosight.engines.http.upstream import Refused, Upstream, key_for
 from echosight.engines.retries import CHAT_S, Unavailable, retrying
 from echosight.errors import EngineFailure, SetupError
@@ -116,7 +116,7 @@ class OpenAIChat:
             try:
                 async with (
                     self.upstream.request("POST", "chat/completions", json=asked) as response,
-                    aclosing(_completion(response, self.upstream.name)) as pieces,
+                    aclosing(_completion(response, self.upstream)) as pieces,
                 ):
                     async for piece in pieces:
                         yield piece
@@ -174,21 +174,22 @@ class OpenAIChat:
         return f"name a model: --model {self.upstream.url}#NAME"
 
 
-async def _completion(response: httpx.Response, name: str) -> AsyncGenerator[Piece]:
+async def _completion(response: httpx.Response, upstream: Upstream) -> AsyncGenerator[Piece]:
     """The pieces of one streamed completion. Whatever ends before it is complete is `Unavailable`."""
     reading = _Reading()
-    async with aclosing(_events(response, name)) as events:
+    name = upstream.name
+    async with aclosing(events(response, name, upstream.silence_s)) as stream:
         try:
-            async for event in events:
+            async for event in stream:
                 for piece in reading.take(event):
                     yield piece
                 if reading.finish is not None:
                     break
             if reading.finish is not None and not reading.counted:
                 # The count comes behind; not all servers send one, nor do all end the stream.
-                with contextlib.suppress(TimeoutError, httpx.HTTPError, EngineFailure):
+                with contextlib.suppress(TimeoutError, httpx.HTTPError, EngineFailure, TypeError, AttributeError):
                     async with asyncio.timeout(LAST_WORDS_S):
-                        async for event in events:
+                        async for event in stream:
                             reading.count(event)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineFailure(f"{name} sent something that is no chat completion") from error
@@ -196,26 +197,6 @@ async def _completion(response: httpx.Response, name: str) -> AsyncGenerator[Pie
         raise Unavailable(f"{name} broke off in the middle of its answer")
     finish = reading.finish if reading.finish in ("length", "content_filter") else "stop"
     yield Summary(reading.usage, finish)
-
-
-async def _events(response: httpx.Response, name: str) -> AsyncGenerator[dict[str, Any]]:
-    """Server-sent events, each a JSON object. ``[DONE]`` becomes a last choice, for servers that gave no reason."""
-    kind = response.headers.get("content-type", "").partition(";")[0]
-    if kind != "text/event-stream":
-        raise EngineFailure(f"{name} answered with {kind or 'something unknown'} instead of a stream of events")
-    async with aclosing(cast(AsyncGenerator[str], response.aiter_lines())) as lines:
-        async for line in lines:
-            field, colon, data = line.partition(":")
-            data = data.strip()
-            if data == "[DONE]":
-                yield {"choices": [{"finish_reason": "stop"}]}
-                return
-            if field == "data" and colon and data:
-                try:
-                    event = orjson.loads(data)
-                except orjson.JSONDecodeError as error:
-                    raise EngineFailure(f"{name} sent something that is no chat completion") from error
-                yield event
 
 
 class _Reading:
@@ -234,8 +215,10 @@ class _Reading:
         self.count(event)
         for choice in event["choices"][:1]:
             delta = choice.get("delta") or {}
-            if delta.get("content"):
-                yield TextPiece(str(delta["content"]))
+            if said := delta.get("content"):
+                if not isinstance(said, str):
+                    raise TypeError("text was expected")
+                yield TextPiece(said)
             for call in delta.get("tool_calls") or ():
                 yield self._call(call)
             self.finish = choice.get("finish_reason") or self.finish

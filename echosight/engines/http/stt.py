@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from echosight.audio import wav_bytes
-from echosight.engines.http.upstream import Refused, Upstream, key_for
+from echosight.engines.http.upstream import SPEECH_SILENCE_S, Refused, Upstream, key_for
 from echosight.engines.retries import SPEECH_S, attempts
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import AudioChunk, Transcript, Word
@@ -63,24 +63,31 @@ class OpenAITranscriber:
         self._utterances.pop(utterance, None)
 
     async def _transcribe(self, pcm: bytes, language: str | None) -> Transcript:
+        if not self._verbose:
+            return await self._ask(pcm, language, verbose=False)
+        try:
+            return await self._ask(pcm, language, verbose=True)
+        except Refused as error:
+            if error.status not in (400, 422):
+                raise
+        transcript = await self._ask(pcm, language, verbose=False)
+        # Only now is it known that it was the word times which it did not take.
+        log.info("%s gives no word times", self.upstream.name)
+        self._verbose = False
+        return transcript
+
+    async def _ask(self, pcm: bytes, language: str | None, *, verbose: bool) -> Transcript:
         form: dict[str, Any] = {"model": self._model, "response_format": "json"}
-        if self._verbose:
+        if verbose:
             form |= {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
         if language:
             form["language"] = language.partition("-")[0]
-        try:
-            answer = await self.upstream.json(
-                "POST", "", data=form, files={"file": ("speech.wav", wav_bytes(AudioChunk(pcm)), "audio/wav")}
-            )
-        except Refused as error:
-            if not self._verbose or error.status not in (400, 422):
-                raise
-            log.info("%s gives no word times", self.upstream.name)
-            self._verbose = False
-            return await self._transcribe(pcm, language)
+        answer = await self.upstream.json(
+            "POST", "", data=form, files={"file": ("speech.wav", wav_bytes(AudioChunk(pcm)), "audio/wav")}
+        )
         try:
             return _transcript(answer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise EngineFailure(f"{self.upstream.name} sent something that is no transcript") from error
 
 
@@ -92,7 +99,7 @@ class _Utterance:
 
 
 def _transcript(answer: dict[str, Any]) -> Transcript:
-    text = str(answer["text"]).strip()
+    text: str = answer["text"].strip()
     segments = answer.get("segments") or ()
     if segments and all(_is_silence(segment) for segment in segments):
         return Transcript("", (), answer.get("language"))
@@ -125,7 +132,8 @@ def endpoint(url: str, route: str) -> str:
 
 
 def at(url: str, model: str, settings: Settings) -> OpenAITranscriber:
-    return OpenAITranscriber(Upstream(endpoint(url, ROUTE), key_for(url, settings)), model, language=settings.language)
+    upstream = Upstream(endpoint(url, ROUTE), key_for(url, settings), silence_s=SPEECH_SILENCE_S)
+    return OpenAITranscriber(upstream, model, language=settings.language)
 
 
 def openai(model: str | None, settings: Settings) -> OpenAITranscriber:

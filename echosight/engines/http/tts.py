@@ -10,12 +10,12 @@ import httpx
 
 from echosight.engines import SpeechPiece
 from echosight.engines.http.stt import endpoint
-from echosight.engines.http.upstream import Upstream, key_for
+from echosight.engines.http.upstream import SPEECH_SILENCE_S, Upstream, key_for
 from echosight.engines.http.wav import WavStream
 from echosight.engines.retries import SPEECH_S, Unavailable, retrying
 from echosight.errors import EngineFailure, SetupError
 from echosight.options import GenerateOptions
-from echosight.resampling import Resampler
+from echosight.resampling import MAX_HZ, MIN_HZ, Resampler
 from echosight.settings import Settings
 
 ROUTE = "audio/speech"
@@ -48,13 +48,15 @@ class OpenAIVoice:
 
     async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
         """Raises `Unavailable`, `Refused` and EngineFailure."""
-        asked = {
+        asked: dict[str, Any] = {
             "model": self._model,
             "input": text,
             "voice": options.voice or self._voice,
             "response_format": "wav",
             "speed": max(0.25, min(options.speed, 4.0)),
         }
+        if options.manner:
+            asked["instructions"] = options.manner
         async with aclosing(retrying(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -93,8 +95,10 @@ def _bare_rate(response: httpx.Response, name: str, rate: int) -> int:
         raise EngineFailure(f"{name} answered with {kind}; WAV or PCM was asked for")
     for parameter in parameters.split(";"):
         key, _, value = parameter.strip().partition("=")
-        if key == "rate" and value.isdigit():
-            return int(value)
+        if key == "rate" and value.isdigit() and MIN_HZ <= int(value) <= MAX_HZ:
+            rate = int(value)
+        elif key == "channels" and value != "1":
+            raise EngineFailure(f"{name} answered with {value} channels; mono was asked for")
     return rate
 
 
@@ -111,4 +115,5 @@ def openai(model: str | None, settings: Settings) -> OpenAIVoice:
     if hosted and key is None:
         raise SetupError("--tts openai needs a server or a key: set TTS_API_URL, or OPENAI_API_KEY")
     voices = OPENAI_VOICES if hosted else ()
-    return OpenAIVoice(Upstream(endpoint(url, ROUTE), key), model or "tts-1", voices=voices)
+    upstream = Upstream(endpoint(url, ROUTE), key, silence_s=SPEECH_SILENCE_S)
+    return OpenAIVoice(upstream, model or "tts-1", voices=voices)

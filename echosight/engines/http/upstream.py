@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,6 +21,10 @@ CONNECT_S = 5.0
 SILENCE_S = 60.0
 """How long a service may say nothing: a large model that reads a long conversation takes a while."""
 
+SPEECH_SILENCE_S = 15.0
+"""The same for services that hear or speak one sentence: whoever takes longer is of no use in a conversation."""
+
+ANSWER_BYTES = 16 << 20
 DETAIL_BYTES = 16_384
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
@@ -52,7 +57,7 @@ class Upstream:
     ) -> None:
         self.url = _address(url)
         self._headers = {"Authorization": f"{scheme} {key}"} if key else {}
-        self._silence_s = silence_s
+        self.silence_s = silence_s
         self._client: httpx.AsyncClient | None = None
 
     @property
@@ -64,7 +69,7 @@ class Upstream:
         if self._client is None:
             self._client = httpx.AsyncClient(
                 headers=self._headers,
-                timeout=httpx.Timeout(self._silence_s, connect=CONNECT_S),
+                timeout=httpx.Timeout(self.silence_s, connect=CONNECT_S),
                 limits=httpx.Limits(max_connections=256, max_keepalive_connections=32, keepalive_expiry=60),
                 # A proxy of the environment does not lead to this machine.
                 trust_env=self.url.host not in LOOPBACK,
@@ -105,7 +110,7 @@ class Upstream:
         except httpx.ConnectTimeout as error:
             raise Unavailable(f"{self.name} does not answer within {CONNECT_S:g} s") from error
         except httpx.TimeoutException as error:
-            raise Unavailable(f"{self.name} said nothing for {self._silence_s:g} s") from error
+            raise Unavailable(f"{self.name} said nothing for {self.silence_s:g} s") from error
         except httpx.ConnectError as error:
             raise Unavailable(f"{self.name} cannot be reached: {error}") from error
         except httpx.HTTPError as error:
@@ -113,8 +118,16 @@ class Upstream:
 
     async def json(self, method: str, path: str, **given: Any) -> Any:
         """The whole answer as JSON. Raises as `request` does, and EngineFailure for what is no JSON."""
-        async with self.request(method, path, **given) as response:
-            data = await response.aread()
+        data = bytearray()
+        try:
+            # The client's own limit is one on silence: whoever sends a byte now and then would never end.
+            async with asyncio.timeout(CONNECT_S + self.silence_s), self.request(method, path, **given) as response:
+                async for piece in response.aiter_bytes():
+                    data += piece
+                    if len(data) > ANSWER_BYTES:
+                        raise EngineFailure(f"{self.name} answered without end")
+        except TimeoutError:
+            raise Unavailable(f"{self.name} was not done within {self.silence_s:g} s") from None
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -124,7 +137,7 @@ class Upstream:
         status = response.status_code
         if status in PASSING:
             trouble = "gets too many requests" if status == 429 else "is in trouble"
-            return Unavailable(f"{self.name} {trouble} ({status})", _retry_after(response))
+            return Unavailable(f"{self.name} {trouble} ({status})", retry_after(response.headers))
         detail = await _detail(response)
         help = HELP.get(status, "does not do what was asked")
         return Refused(f"{self.name} {help} ({status}){': ' if detail else ''}{detail}", status, detail)
@@ -158,16 +171,16 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parsed.scheme, parsed.host, parsed.port
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, by the header's number or date."""
-    given = response.headers.get("retry-after", "")
+    given = headers.get("retry-after", "")
     try:
         return max(0.0, float(given))
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

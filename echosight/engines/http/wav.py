@@ -8,6 +8,9 @@ from echosight.errors import EngineFailure
 from echosight.resampling import MAX_HZ, MIN_HZ
 
 LONGEST_HEADER = 65_536
+NO_SOUND = (b"OggS", b"fLaC", b"ID3\x03", b"ID3\x04", b'{"er', b"<!do", b"<!DO", b"<htm")
+"""How compressed sound and messages begin that are passed off as something else: played, they would be loud noise."""
+
 UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF)
 """Lengths that programs write who do not know it yet."""
 
@@ -45,6 +48,10 @@ class WavStream:
     def _begin(self) -> bool:
         """Read the header, once it is there."""
         head = self._buffer
+        if head[:4] in NO_SOUND:
+            raise EngineFailure(f"What came is no PCM: it begins with {head[:4]!r}")
+        if any(start.startswith(head) for start in NO_SOUND):
+            return False
         if not b"RIFF".startswith(head[:4]):
             self.rate = self._bare_rate
             return True

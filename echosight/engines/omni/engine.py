@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
 from echosight.engines import Piece, Summary, Transcriber
 from echosight.engines.listener import Listener
+from echosight.engines.loading import Loading
 from echosight.engines.omni.rounds import Rounds
 from echosight.engines.worker import Worker
 from echosight.errors import EngineFailure
@@ -47,8 +48,7 @@ class OmniEngine:
         self.name = name
         self.capacity = capacity
         self.voices: tuple[str, ...] = ()
-        self.loading = ""
-        """What is being loaded, for people; whoever starts it may say."""
+        self.loading = Loading(name)
         self._build = build
         self._listener = Listener(transcriber) if transcriber is not None else None
         self._seed = seed
@@ -61,9 +61,10 @@ class OmniEngine:
         """Of each conversation: the open turn, and the samples of it with which there is more to compute."""
 
     async def start(self) -> None:
-        self._stage = await self._worker.call(self._build)
+        self._stage = await self._worker.call(lambda: self.loading.run(self._build))
         self.voices = self._stage.model.speakers
         if self._listener is not None:
+            self.loading.tell(self._listener.transcriber.name, None)
             await self._listener.transcriber.start()
         self._running = asyncio.create_task(self._rounds.run(), name="omni rounds")
 

@@ -6,11 +6,11 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echosight.engines import Transcriber
+from echosight.engines.loading import download, follow_transformers, tell
 from echosight.engines.omni.engine import DEFAULT_REPLY_TOKENS, OmniEngine
 from echosight.errors import SetupError
 
@@ -24,9 +24,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SPARE = 1.1
 """Room wanted over weights and rows: conversations' own caches, graphs, activations."""
 
-Progress = Callable[[str, float], None]
-"""What is being loaded, and how much of all is done (0-1)."""
-
 
 def load(
     source: str,
@@ -36,10 +33,9 @@ def load(
     capacity: int = 8,
     context: int = 8192,
     transcriber: Transcriber | None = None,
-    progress: Progress | None = None,
     seed: int | None = None,
 ) -> OmniEngine:
-    """An engine for the model at `source`; its `start` loads it and calls `progress`. Raises `SetupError`.
+    """An engine for the model at `source`; its `start` loads it. Raises `SetupError`.
 
     `device` "auto" takes a GPU where there is one. `dtype` is by default bfloat16 on a GPU and float32 on a CPU.
     `context` is in tokens; `capacity` in conversations, all of which may be answered at once.
@@ -47,10 +43,9 @@ def load(
     _need_extra(source)
     if _looks_like_path(source):
         check_config(source, read_config(Path(source).expanduser()))
-    say = progress or (lambda what, done: None)
 
     def build() -> Stage:
-        return _build(source, device, dtype, capacity, context, say)
+        return _build(source, device, dtype, capacity, context)
 
     name = Path(source).name or source
     return OmniEngine(name, build, capacity=capacity, transcriber=transcriber, seed=seed)
@@ -150,19 +145,19 @@ def _fetch(source: str) -> Path:
     """The model's folder, downloaded where `source` is an id. Raises `SetupError`."""
     if _looks_like_path(source):
         return Path(source).expanduser()
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
     try:
         config = json.loads(Path(hf_hub_download(source, "config.json")).read_text("utf-8"))
         check_config(source, config)
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+        return download(source, FILES)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SetupError(f"{source} is no folder here, and it could not be downloaded: {reason}") from error
 
 
-def _build(source: str, device: str, dtype: str | None, capacity: int, context: int, progress: Progress) -> Stage:
-    progress("libraries", 0.0)
+def _build(source: str, device: str, dtype: str | None, capacity: int, context: int) -> Stage:
+    tell("libraries")
     import torch
 
     from echosight.engines.omni.stage import Stage
@@ -173,7 +168,6 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise SetupError("There is no CUDA device here: choose --device cpu")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    progress("files", 0.05)
     folder = _fetch(source)
     config = read_config(folder)
     check_config(source, config)
@@ -181,12 +175,12 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     # Twice: conversations keep caches of their own beside the rows.
     rows = 2 * row_bytes(config, limits, dtype) if device.startswith("cuda") else 0
     check_memory(source, weight_bytes(folder, dtype) + rows, free_bytes(device), device)
-    progress("weights", 0.2)
+    tell("weights")
+    follow_transformers()
     model = read_model(folder, config["model_type"], device, dtype, limits)
     stage = Stage(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))
-    progress("steps", 0.9)
+    tell("steps")
     stage.warm_up()
-    progress("ready", 1.0)
     return stage
 
 

@@ -43,13 +43,11 @@ async def test_what_would_not_fit_is_not_loaded(folders: dict[str, Path], monkey
     await engine.close()
 
 
-async def test_a_damaged_folder_and_progress(folders: dict[str, Path], tmp_path: Path) -> None:
-    steps: list[tuple[str, float]] = []
+async def test_a_damaged_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders["qwen2_5_omni"] / name).read_bytes())
-    engine = load(str(tmp_path), device="cpu", progress=lambda what, done: steps.append((what, done)))
+    engine = load(str(tmp_path), device="cpu")
     with pytest.raises(SetupError, match="incomplete or damaged"):
         await engine.start()
     await engine.close()
-    assert [what for what, _ in steps] == ["libraries", "files", "weights"]
-    assert [done for _, done in steps] == sorted(done for _, done in steps)
+    assert "weights" in str(engine.loading)

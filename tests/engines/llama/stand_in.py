@@ -1,6 +1,7 @@
-"""A process that speaks as llama-server does: `python llama_stand_in.py --model FILE --port PORT …`.
+"""A process that speaks as llama-server does: `python stand_in.py --model FILE --port PORT …`.
 
-It answers with the number of its process. Files beside the model: `broken` keeps it from starting, `ill` from health.
+It answers with the number of its process. Files beside the model: `broken` keeps it from starting, `ill` from health;
+with `chatty` it says much on one line.
 """
 
 from __future__ import annotations
@@ -47,5 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 
 if model.with_name("broken").exists():
     sys.exit("error: failed to load the model")
+if model.with_name("chatty").exists():
+    sys.stderr.write("." * 1_000_000)
 model.with_name("arguments").write_text(" ".join(sys.argv[1:]))
 ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
