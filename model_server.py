@@ -7,13 +7,17 @@ import os
 # Tiny matrix products run slower on several threads, and the event loop wants the other cores for others.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import asyncio
 import contextlib
+import errno
 import gc
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -30,6 +34,7 @@ from echosight.metrics import Metrics
 from echosight.routes import echosight as echosight_routes
 from echosight.routes import openai, realtime, system, web, webrtc
 from echosight.settings import Settings
+from echosight.transport import cut_streams
 from echosight.turns import VoiceActivity
 from vad_utils import SileroVADModel
 
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
     from echosight.https import Certificate
 
 __all__ = ["StreamManager", "create_app", "main"]
+
+FAREWELL_S = 1.0
+"""How long a client may take to read the end of its stream once the server is told to stop."""
 
 VAD_MODEL = Path(__file__).with_name("silero_vad.onnx")
 
@@ -58,7 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
         async with manager.running():
             yield
 
-    app = FastAPI(title=settings.server_name, version=__version__, lifespan=lifespan)
+    # The description of the API is for callers with a token, as all else: `system` serves it.
+    app = FastAPI(title=settings.server_name, version=__version__, lifespan=lifespan, openapi_url=None)
     app.state.settings, app.state.manager, app.state.metrics = settings, manager, metrics
     if settings.cors_origins:
         app.add_middleware(
@@ -97,11 +106,11 @@ def where(settings: Settings) -> tuple[str, str, Certificate | None]:
     """The server's address, how phones get there, and the certificate that it serves with."""
     if not settings.https:
         host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host
-        return f"http://{host}:{settings.port}", "", None
+        return f"http://{_in_url(host)}:{settings.port}", "", None
     from echosight import https  # large, and few need it
 
     names = https.names_of(settings.host)
-    at = f"https://{names[0]}:{settings.port}"
+    at = f"https://{_in_url(names[0])}:{settings.port}"
     warning = "" if settings.api_tokens else "\n  Without API_TOKENS everybody in your network may use it."
     phone = f"""
 {https.qr_code(f"{at}/")}
@@ -110,6 +119,28 @@ def where(settings: Settings) -> tuple[str, str, Certificate | None]:
 
 """
     return at, phone, https.certificate(https.own_folder(), names)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket that the server is reached at. Raises `SetupError`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    if os.name == "posix":  # elsewhere it means that two may have one port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(f"Port {settings.port} is taken already; choose another one with --port") from error
+        raise SetupError(
+            f"Nobody can listen at {settings.host} port {settings.port}: {error.strerror}; see --host and --port"
+        ) from error
+    return listener
 
 
 def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
@@ -134,11 +165,38 @@ def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
 """
 
 
+def _no_trace(record: logging.LogRecord) -> bool:
+    """What a client sends that is no UTF-8 is its mistake; uvicorn logs it as one of ours, with a traceback."""
+    if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+class Server(uvicorn.Server):
+    """Tells those who wait for an answer that it is about to end, while they still can be told."""
+
+    def __init__(self, config: uvicorn.Config, manager: StreamManager) -> None:
+        super().__init__(config)
+        self._manager = manager
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        with contextlib.suppress(RuntimeError):  # it has not begun yet
+            asyncio.get_running_loop().call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        self._manager.leave()
+        asyncio.get_running_loop().call_later(FAREWELL_S, cut_streams)
+
+
 def main() -> None:
     """`uv run model_server.py`."""
     settings = Settings.load()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        listener = listen(settings)
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})  # 0 asks for any that is free
         app = create_app(settings)
         at, phone, own = where(settings)
     except SetupError as error:
@@ -146,7 +204,8 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"model_server.py: the certificate cannot be kept: {error}")
     manager: StreamManager = app.state.manager
-    server = uvicorn.Server(_config(app, settings, own))
+    server = Server(_config(app, settings, own), manager)
+    logging.getLogger("uvicorn.error").addFilter(_no_trace)
 
     def loaded() -> None:
         if manager.failed:
@@ -158,7 +217,7 @@ def main() -> None:
     manager.on_loaded = loaded
     print(greeting(settings, manager.engine.name, at, phone), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets=[listener])
     if manager.failed:
         sys.exit(f"model_server.py: {manager.failed.message}")
 
@@ -166,8 +225,6 @@ def main() -> None:
 def _config(app: FastAPI, settings: Settings, own: Certificate | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_level=settings.log_level if settings.log_level == "debug" else "warning",
         ws_max_size=settings.max_message_bytes,
         # Speech hardly gets smaller by it, and pays for the attempt with every frame.

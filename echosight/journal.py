@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from aiofiles.os import wrap
 from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from echosight.audio import wav_header
+from echosight.conversation import chunk_of
 from echosight.errors import InputError
-from echosight.events import Audio, Image, Input, Output, SpeechDelta
-from echosight.media import AudioChunk
+from echosight.events import AddItem, Audio, Image, Input, Output, SpeechDelta
+from echosight.media import AudioChunk, ImageFrame
 from echosight.resampling import Resampler
 
 log = logging.getLogger(__name__)
@@ -112,17 +113,22 @@ class Recording:
     def write(self, event: Input | Output) -> None:
         """Note an event, and the sound or picture that it carries."""
         files: dict[str, bytes] = {}
+        pictures: dict[str, bytes] = {}
         match event:
             case Audio(chunk):
                 files["in.wav"] = self._aligned("in.wav", chunk)
             case SpeechDelta(chunk=chunk):
                 files["out.wav"] = self._aligned("out.wav", chunk)
             case Image(frame):
-                self._images += 1
-                files[f"image-{self._images:04}.{frame.media_type.rpartition('/')[2]}"] = frame.data
+                pictures = self._named([frame])
+            case AddItem(item):  # a whole turn in one piece
+                if item.audio is not None:
+                    files["in.wav"] = self._aligned("in.wav", chunk_of(item.audio))
+                pictures = self._named(item.images)
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **plain(event)}
-        if names := [name for name in files if name.startswith("image")]:
-            line["file"] = names[0]
+        if pictures:
+            line |= {"file": next(iter(pictures))} if len(pictures) == 1 else {"files": list(pictures)}
+        files |= pictures
         files["events.jsonl"] = orjson.dumps(line, default=repr, option=orjson.OPT_APPEND_NEWLINE)
         self._put(files)
 
@@ -131,6 +137,11 @@ class Recording:
         self._closing.set()
         self._some.set()
         await asyncio.shield(self._task)
+
+    def _named(self, frames: Sequence[ImageFrame]) -> dict[str, bytes]:
+        """Pictures under the names of their files."""
+        first, self._images = self._images + 1, self._images + len(frames)
+        return {f"image-{n:04}.{f.media_type.rpartition('/')[2]}": f.data for n, f in enumerate(frames, first)}
 
     def _aligned(self, name: str, chunk: AudioChunk) -> bytes:
         """A track has the rate of its first piece."""

@@ -14,7 +14,7 @@ from echosight import events as ev
 from echosight.conversation import Item, new_id
 from echosight.engines import Engine
 from echosight.engines.worker import Worker
-from echosight.errors import EngineFull, InputError, SetupError
+from echosight.errors import EchoSightError, EngineFull, InputError, SetupError
 from echosight.journal import Journal
 from echosight.media import AudioChunk
 from echosight.metrics import Metrics
@@ -80,6 +80,7 @@ class StreamManager:
         self._reader = Worker("reader")
         self._places: dict[str, _Place] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving = False
         metrics.count_sessions(lambda: self.sessions)
 
     # --- life -----------------------------------------------------------------------------------
@@ -99,6 +100,13 @@ class StreamManager:
             await self.engine.close()
             await self._journal.close()
             await self._reader.close()
+
+    def leave(self) -> None:
+        """The server is about to end. Readers of an answer without a socket, which would be told, are told so."""
+        self._leaving = True
+        for place in self._places.values():
+            if place.readers and not place.sockets:
+                place.session.outbox.close()
 
     async def _load(self) -> None:
         try:
@@ -245,7 +253,8 @@ class StreamManager:
     async def generate(self, key: str, item: Item | None = None) -> AsyncGenerator[ev.Output]:
         """The events of the caller's next answer, to its end; with `item`, of the answer to just that turn.
 
-        Closing it stops the answer. Raises `InputError` (409) where the caller's answers are being read already.
+        Closing it stops the answer. Raises `InputError` (409) where the caller's answers are being read already, and
+        `EchoSightError` where the server ends before the answer.
         """
         session = await self.open(key)
         place = self._places[key]
@@ -259,11 +268,12 @@ class StreamManager:
                 await session.feed(ev.AddItem(item))
                 options = replace(session.options.answer, lead_ms=None)
                 await session.feed(ev.Respond(options, interrupt=True))
-            async for event in session.outbox:
+            while not self._leaving and (event := await session.outbox.get()) is not None:
                 ended = isinstance(event, ev.TurnEnded)
                 yield event
                 if ended:
                     return
+            raise EchoSightError("The server is stopping", code="server_stopping")
         finally:
             place.readers -= 1
             place.touched = self._clock()

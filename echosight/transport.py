@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from fastapi import WebSocket, WebSocketDisconnect
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
 
 from echosight.errors import InputError
 from echosight.events import Failure
@@ -87,6 +88,15 @@ async def send(socket: WebSocket, message: Message) -> None:
         await socket.send_text(message)
     else:
         await socket.send_bytes(message)
+
+
+# A server that ends tells its streams so; only what has not ended by then is cut, by `cut_streams`.
+AppStatus.enable_automatic_graceful_drain = False
+
+
+def cut_streams() -> None:
+    """The server ends: cancel every stream of server-sent events that goes on."""
+    AppStatus.should_exit = True
 
 
 def sse(records: AsyncGenerator[dict[str, Any]]) -> EventSourceResponse:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from echosight import journal as journal_module
 from echosight.audio import decode_audio
-from echosight.conversation import AudioPart, Item
+from echosight.conversation import AudioPart, ImagePart, Item
 from echosight.errors import InputError
-from echosight.events import Audio, Image, ItemDone, SpeechDelta, Text, TurnEnded, Waterfall
+from echosight.events import AddItem, Audio, Image, ItemDone, SpeechDelta, Text, TurnEnded, Waterfall
 from echosight.journal import Journal, Recording, folder_name, plain
 from echosight.media import AudioChunk, ImageFrame, Word
 
@@ -67,6 +67,17 @@ async def test_a_session_on_disk(tmp_path: Path) -> None:
     assert events[2]["text"] == "grüß"
     assert events[3]["words"] == [{"start_ms": 0, "end": 2}]
     assert events[5]["item"]["parts"][0]["pcm"] == {"bytes": 640}
+
+
+async def test_a_turn_in_one_piece_is_kept_with_its_sound_and_pictures(tmp_path: Path) -> None:
+    recording = begin(Journal(tmp_path, record=True))
+    recording.write(Image(FRAME))
+    recording.write(AddItem(Item("user", (AudioPart(LOUD), ImagePart(FRAME), ImagePart(FRAME)))))
+    await recording.close()
+    assert decode_audio((recording.folder / "in.wav").read_bytes()) == AudioChunk(LOUD, 16_000)
+    pictures = ["image-0002.jpeg", "image-0003.jpeg"]
+    assert [(recording.folder / name).read_bytes() for name in pictures] == [FRAME.data] * 2
+    assert lines(recording.folder / "events.jsonl")[1]["files"] == pictures
 
 
 async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:

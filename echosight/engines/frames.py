@@ -28,6 +28,7 @@ class Kind(IntEnum):
     DONE = 8  # S: all was said
     FAIL = 9  # S: it went wrong; the reason (UTF-8)
     END = 10  # R: forget the channel
+    ALIVE = 11  # R: are you there? S: yes, also unasked where a step took long
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ def unpack(buffer: bytearray) -> Iterator[Frame]:
 class Pipe:
     """The process's end: frames in on standard input, frames out on standard output.
 
-    Ends the process when the server is gone, however it went: there is nothing to save.
+    Ends the process when the server is gone, however it went: there is nothing to save. Says by itself that the process
+    is alive, whenever that looks here.
     """
 
     def __init__(self) -> None:
@@ -75,7 +77,11 @@ class Pipe:
             if not data:
                 os._exit(0)
             self._buffer += data
-        yield from unpack(self._buffer)
+        for frame in unpack(self._buffer):
+            if frame.kind is Kind.ALIVE:
+                self.send(Kind.ALIVE, frame.channel)
+            else:
+                yield frame
 
     def send(self, kind: Kind, channel: int, payload: bytes = b"") -> None:
         data = memoryview(pack(kind, channel, payload))

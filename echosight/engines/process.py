@@ -24,6 +24,13 @@ PATIENCE_S = 1.0
 LONGEST_RESTART_S = 10.0
 """How long a request waits for a process that is being restarted."""
 
+CHECK_S = 2.0
+"""How often a process that is watched is asked whether it is alive."""
+
+MISSES = 5
+"""Times in a row that it may say nothing before it is taken for hung. Times and not seconds: a machine that was
+suspended, or is too busy to ask, has missed nothing."""
+
 
 class Channel:
     """One request to a process. What is sent as AUDIO is limited to the credit that the process gave."""
@@ -89,11 +96,19 @@ class Channel:
 
 
 class Process:
-    """`python -m module`, started again whenever it dies. `hello` is what it said when it was ready."""
+    """`python -m module`, started again whenever it dies. `hello` is what it said when it was ready.
 
-    def __init__(self, module: str, name: str, arguments: tuple[str, ...] = ()) -> None:
+    With `check_s` it is asked so often whether it is alive, and ended where it hangs; only for processes that look at
+    their pipe many times a second.
+    """
+
+    def __init__(
+        self, module: str, name: str, arguments: tuple[str, ...] = (), *, check_s: float | None = None
+    ) -> None:
         self.name = name
         self.hello = b""
+        self._check_s = check_s
+        self._frames_heard = 0
         self._command = (sys.executable, "-m", module, *arguments)
         self._ready = asyncio.Event()
         self._channels: dict[int, Channel] = {}
@@ -186,10 +201,12 @@ class Process:
         self._child = child
         self._last_words = ""
         listening = asyncio.create_task(self._log(child.stderr))
+        watching = asyncio.create_task(self._watch(child))
         try:
             await self._route(child.stdout)
             return self.ready
         finally:
+            watching.cancel()
             self._ready.clear()
             for channel in self._channels.values():
                 channel.fail()
@@ -202,7 +219,21 @@ class Process:
             except TimeoutError:
                 child.kill()
                 await child.wait()
-            await listening
+            await asyncio.gather(listening, watching, return_exceptions=True)
+
+    async def _watch(self, child: asyncio.subprocess.Process) -> None:
+        """End a process that hangs. Whatever it says is a sign of life, so a busy one has time."""
+        if self._check_s is None:
+            return
+        await self._ready.wait()
+        missed = 0
+        while missed < MISSES:
+            heard = self._frames_heard
+            self.write(pack(Kind.ALIVE, 0))
+            await asyncio.sleep(self._check_s)
+            missed = missed + 1 if self._frames_heard == heard else 0
+        self._last_words = "it hung"
+        child.kill()
 
     async def _route(self, stdout: asyncio.StreamReader) -> None:
         """Hand every frame to its channel, until the process ends."""
@@ -210,6 +241,7 @@ class Process:
             while True:
                 kind, number, length = HEAD.unpack(await stdout.readexactly(HEAD.size))
                 frame = Frame(Kind(kind), number, await stdout.readexactly(length))
+                self._frames_heard += 1
                 if frame.kind is Kind.READY:
                     self.hello = frame.payload
                     self._ready.set()
@@ -223,10 +255,12 @@ class Process:
 
 
 class Pool:
-    """Some processes of one kind; a request goes to the one with the least to do."""
+    """Some processes of one kind, watched for hanging; a request goes to the one with the least to do."""
 
-    def __init__(self, module: str, name: str, size: int = 1, arguments: tuple[str, ...] = ()) -> None:
-        self.processes = tuple(Process(module, name, arguments) for _ in range(size))
+    def __init__(
+        self, module: str, name: str, size: int = 1, arguments: tuple[str, ...] = (), *, check_s: float = CHECK_S
+    ) -> None:
+        self.processes = tuple(Process(module, name, arguments, check_s=check_s) for _ in range(size))
 
     @property
     def hello(self) -> bytes:

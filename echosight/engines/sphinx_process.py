@@ -153,6 +153,7 @@ class Recogniser:
         if not self._free and self._more > 0:
             self._more -= 1
             self._free.append(_decoder())
+            self._pipe.send(Kind.ALIVE, 0)  # it took long, and several may be made in a row
         if not self._free:
             long_ago = time.monotonic() - IDLE_S
             idle = [u for u in self._utterances.values() if u.decoder and not u.runnable and u.active_at < long_ago]

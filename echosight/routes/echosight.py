@@ -58,6 +58,8 @@ async def stream(who: Known, manager: Manager, settings: Chosen, body: Body) -> 
 async def completions(who: Known, manager: Manager, settings: Chosen, body: Body) -> EventSourceResponse:
     """The next answer as server-sent events: to what /stream brings, or to the turn in the body itself."""
     content = await read(manager, body, settings)
+    if content.hollow:  # whoever records nothing by mistake would wait for ever for live speech
+        raise InputError("There is no sound and no text in this turn", code="empty_turn", param="messages")
     await manager.may_read(who.key)
     return sse(_records(who, manager, content.item()))
 
@@ -98,15 +100,18 @@ async def feedback(who: Known, manager: Manager, body: Body) -> Record:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{field}: {first['msg']}", param=field, status=422) from error
+        message = (
+            f"{field}: {first['msg']}" if field else "Invalid JSON" if first["type"] == "json_invalid" else first["msg"]
+        )
+        raise InputError(message, param=field or None, status=422) from error
     await manager.feedback({"uid": who.uid, **given.model_dump()})
     return acknowledgement(who.uid, "success", "done")
 
 
 @router.post("/init_options")
-async def init_options(who: Known, manager: Manager, body: Body) -> Record:
+async def init_options(who: Known, manager: Manager, settings: Chosen, body: Body) -> Record:
     """Choose voice, prompts and thresholds for the caller's own session; the conversation begins anew."""
-    options, sample = await manager.read(len(body), lambda: read_options(read_json(body)))
+    options, sample = await manager.read(len(body), lambda: read_options(read_json(body), limits(settings)))
     if sample is not None:
         await manager.upload_customized_audio(who.key, sample if sample.pcm else None)
     if options is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from echosight import __version__
 from echosight.manager import StreamManager
@@ -45,6 +47,20 @@ async def health(manager: Manager) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """The API for programs."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The API for people. Browsers open ``/docs?token=…`` where tokens are asked for."""
+    token = request.query_params.get("token")
+    url = f"/openapi.json?token={quote(token, safe='')}" if token else "/openapi.json"
+    return get_swagger_ui_html(openapi_url=url, title=request.app.title)
 
 
 def about(manager: StreamManager, settings: Settings) -> dict[str, Any]:

@@ -31,11 +31,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a body says. `parts` in the order they came; `stop` where it asks to stop the answer."""
+    """What a body says. `parts` in the order they came; `stop` where it asks to stop the answer.
+
+    `empty` has no items at all; `hollow` has sound or text without a sample or a letter, and nothing else.
+    """
 
     parts: tuple[ev.Audio | ev.Image | ev.Text, ...] = ()
     stop: bool = False
     empty: bool = False
+    hollow: bool = False
 
     @property
     def has_audio(self) -> bool:
@@ -109,7 +113,8 @@ def read_content(body: Any, limits: Limits = Limits()) -> Content:
                 pass
             case _:
                 raise WireError(f"{where}.type: unknown content type '{kind}'", param=f"{where}.type")
-    return Content(tuple(parts), stop, not items)
+    hollow = not parts and any(kind in ("input_audio", "text") for kind, _, _ in items)
+    return Content(tuple(parts), stop, not items, hollow)
 
 
 def read_items(said: list[Any]) -> list[Item]:
@@ -195,12 +200,12 @@ class CustomOptions(BaseModel):
 
     hd_video: StrictBool = False
     use_audio_prompt: int = Field(0, ge=0, le=3, strict=True)
-    vad_threshold: float = Field(0.5, ge=0, le=1)
+    vad_threshold: float = Field(0.5, ge=0, le=1, strict=True)
     voice_clone_prompt: str = ""
     assistant_prompt: str = ""
 
 
-def read_options(body: Any) -> tuple[CustomOptions | None, AudioChunk | None]:
+def read_options(body: Any, limits: Limits = Limits()) -> tuple[CustomOptions | None, AudioChunk | None]:
     """(options, voice to imitate) of an /init_options body; None where it names none, an empty chunk for the default.
 
     Raises `InputError` with the reason.
@@ -210,7 +215,7 @@ def read_options(body: Any) -> tuple[CustomOptions | None, AudioChunk | None]:
     for kind, item, where in _items(body):
         match kind:
             case "input_audio":
-                sample = _audio(item, where, Limits())
+                sample = _audio(item, where, limits)
             case "options":
                 try:
                     options = CustomOptions.model_validate(_field(item, "options", dict, where))

@@ -120,6 +120,10 @@ class EchoSightWire:
             case {"type": "played", "item_id": str(item_id), "audio_ms": int(ms)} if ms >= 0:
                 yield ev.Played(item_id, ms)
                 return
+            case {"type": "restore"}:
+                raise WireError("restore must hold a list of items", param="items")
+            case {"type": "played"}:
+                raise WireError("played must hold an item_id and audio_ms, a whole number from 0", param="audio_ms")
             case {"type": str(kind)} if "messages" not in body:
                 raise WireError(f"Unknown message type '{kind}'", code="unknown_type", param="type")
             case _:

@@ -19,6 +19,7 @@ from echosight.conversation import AudioPart, Conversation, OpenTurn
 from echosight.engines import SpeechPiece, Summary, TextPiece
 from echosight.engines.cascade import Cascade
 from echosight.engines.espeak import AHEAD_BYTES, EspeakVoice
+from echosight.engines.frames import Kind
 from echosight.engines.load import load
 from echosight.engines.process import Pool, Process
 from echosight.engines.sphinx import SphinxTranscriber
@@ -265,6 +266,40 @@ async def test_a_closed_pool_leaves_no_process() -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_process_that_hangs_is_ended_and_started_again(voice: EspeakVoice) -> None:
+    """Stopped, it is alive for the system and says nothing: only who asks it finds out."""
+    pool = Pool("echosight.engines.espeak_process", "espeak-ng", check_s=0.2)
+    await pool.start()
+    voice.pool, idle = pool, voice.pool
+    try:
+        with pytest.raises(EngineFailure, match="died"):
+            async with asyncio.timeout(20), aclosing(voice.speak(STORY * 40, OPTIONS)) as speech:
+                await anext(speech)
+                pid = pool.processes[0].pid
+                assert pid
+                os.kill(pid, signal.SIGSTOP)
+                async for _ in speech:
+                    pass
+        assert (await speak(voice, STORY))[1]
+        assert pool.processes[0].pid != pid
+    finally:
+        voice.pool = idle
+        await pool.close()
+
+
+@pytest.mark.parametrize("kind", ["sphinx", "espeak"])
+async def test_a_process_says_that_it_is_alive(kind: str) -> None:
+    pool = Pool(f"echosight.engines.{kind}_process", kind, arguments=("1",))
+    await pool.start()
+    try:
+        channel = await pool.open()
+        channel.send(Kind.ALIVE)
+        async with asyncio.timeout(20):
+            assert (await channel.receive()).kind is Kind.ALIVE
+    finally:
+        await pool.close()
 
 
 async def test_requests_go_where_there_is_least_to_do() -> None:

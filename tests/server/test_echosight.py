@@ -178,6 +178,11 @@ async def test_a_socket_without_subscription_acknowledges_only(server: Server, s
             assert "error" in orjson.loads(await socket.recv())
         await socket.send("{")
         assert orjson.loads(await socket.recv())["error"] == "Invalid JSON"
+        await socket.send(b"\xff\xfe", text=True)  # no UTF-8: the one mistake that the WebSocket protocol closes for
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
 
 
 @pytest.mark.parametrize("spelling", ["image_data", "image", "image_url"])
@@ -246,7 +251,13 @@ async def test_options_belong_to_their_caller(server: Server) -> None:
     assert answer["choices"]["finish_reason"] == "done"
     assert answer["choices"]["content"]
     async with Caller(server.url, "options") as me:
-        for wrong in ({"vad_threshold": 7}, {"use_audio_prompt": 4}, {"hd_video": "yes"}, {"voice_clone_prompt": 1}):
+        for wrong in (
+            {"vad_threshold": 7},
+            {"vad_threshold": True},
+            {"use_audio_prompt": 4},
+            {"hd_video": "yes"},
+            {"voice_clone_prompt": 1},
+        ):
             refused = await me.http.post("/init_options", json=body({"type": "options", "options": wrong}))
             assert refused.status_code == 400
             assert next(iter(wrong)) in refused.json()["detail"]
@@ -293,6 +304,14 @@ async def test_mistakes_are_named(server: Server) -> None:
     with pytest.raises(websockets.InvalidStatus) as refused:
         await websockets.connect(f"{server.ws}/ws/stream")
     assert refused.value.response.status_code == 400
+
+
+async def test_a_turn_of_nothing_is_refused(server: Server) -> None:
+    """It would wait for live speech, and who recorded nothing by mistake with it."""
+    async with Caller(server.url, "hollow") as me:
+        for hollow in (sound(silence(0)), raw_sound(silence(0)), typed("")):
+            refused = await me.http.post("/completions", json=body(hollow))
+            assert (refused.status_code, refused.json()["code"]) == (400, "empty_turn")
 
 
 async def test_nothing_of_a_refused_request_is_kept(server: Server, spoken: AudioChunk) -> None:

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -37,7 +39,7 @@ from tests.server.echosight_client import (
     typed,
     until,
 )
-from tests.server.serving import Serve, Server
+from tests.server.serving import ROOT, Serve, Server
 
 ROUTES = ["/stream", "/completions", "/feedback", "/init_options"]
 
@@ -125,6 +127,25 @@ async def test_a_killed_server_leaves_no_child_behind(serve: Serve) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_a_server_that_ends_tells_its_readers(serve: Serve) -> None:
+    server = serve()
+    async with Caller(server.url, "reader") as me, me.answer(body(typed("say it all once more " * 200))) as records:
+        await anext(records)
+        server.process.send_signal(signal.SIGTERM)
+        *_, last = [record async for record in records]
+    assert last["error"]["code"] == "server_stopping"
+    server.process.wait(10)
+    assert "ERROR" not in server.log
+
+
+def test_a_taken_port_is_one_clear_sentence(server: Server) -> None:
+    command = [sys.executable, str(ROOT / "model_server.py"), "--port", str(server.port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stdout == "", "it does not say where it can be reached"
+    assert ended.stderr == f"model_server.py: Port {server.port} is taken already; choose another one with --port\n"
+
+
 async def test_a_full_engine_says_when_to_come_back(serve: Serve) -> None:
     server = serve("--max-sessions", "1")
     async with subscribed(server.ws, "first"), Caller(server.url, "second") as second:
@@ -146,7 +167,11 @@ async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
         for path in ("/stream", "/completions", "/stop", "/feedback", "/init_options"):
             for headers in ({}, {"Authorization": "Bearer green"}):
                 assert (await http.post(path, json=body(), headers=headers)).status_code == 401
-        assert (await http.get("/metrics")).status_code == 401
+        for path in ("/metrics", "/docs", "/openapi.json", "/v1/models", "/"):
+            assert (await http.get(path)).status_code == 401
+            assert (await http.get(path, params={"token": "red"})).status_code == 200
+        assert (await http.get("/redoc")).status_code == 404
+        assert "/openapi.json?token=red" in (await http.get("/docs?token=red")).text
     for token in ("red", "blue"):
         async with Caller(server.url, "me", token) as me:
             await me.ask(typed(f"my secret is {token}"))

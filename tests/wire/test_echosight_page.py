@@ -59,6 +59,12 @@ def test_what_cannot_have_been_said_is_refused(bad: Any) -> None:
     assert refused.value.param == "items[1]"
 
 
+@pytest.mark.parametrize("message", [{"type": "restore"}, {"type": "played", "item_id": "item_1", "audio_ms": -5}])
+def test_a_known_message_that_lacks_something_is_not_called_unknown(message: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match=f"^{message['type']} must hold"):
+        take(subscribed(), message)
+
+
 def test_recording_is_the_clients_choice() -> None:
     wire = subscribed(record=False)
     (configure, _) = take(wire, {"type": "configure", "language": "en"})
