@@ -11,6 +11,8 @@ from echosight.errors import WireError
 
 Json = dict[str, Any]
 
+MAX_REFERENCE_CHARS = 512
+
 
 def invalid(message: str, param: str) -> WireError:
     """A value that makes no sense where it stands."""
@@ -49,6 +51,26 @@ def text_of(body: Json, name: str) -> str:
 def number_of(body: Json, name: str) -> float:
     value: float = _typed(body, name, "a number", int, float)
     return value
+
+
+def index_of(body: Json, name: str) -> int:
+    value: int = _typed(body, name, "an integer", int)
+    return value
+
+
+def reference_of(body: Json) -> str | None:
+    """The client's own id of its event, which errors echo."""
+    if (reference := body.get("event_id")) is None:
+        return None
+    if not isinstance(reference, str):
+        raise WireError("Invalid type for 'event_id': expected a string.", code="invalid_type", param="event_id")
+    if len(reference) > MAX_REFERENCE_CHARS:
+        raise WireError(
+            f"'event_id' is longer than {MAX_REFERENCE_CHARS} characters.",
+            code="string_above_max_length",
+            param="event_id",
+        )
+    return reference
 
 
 def object_of(body: Json, name: str) -> Json:
