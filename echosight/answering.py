@@ -126,8 +126,9 @@ class Answering:
         except Exception as error:
             self._hearing.answering = False
             self._maker.fail(answer, error)
-        if conversation is not self._conversation:
-            await self._engine.release(conversation.id)
+        finally:
+            if conversation is not self._conversation:
+                await self._engine.release(conversation.id)
         if self._next is not None:
             request, self._next = self._next, None
             self._begin(request)

@@ -129,6 +129,7 @@ class Session:
                 self._edits.apply(event)
                 self._bound_memory()
             case ev.Truncate(item_id):
+                self._edits.check(event)
                 answers = self._answering.answers
                 if self.answering and answers.with_item(item_id) is answers.latest:
                     await self._answering.interrupt("client_cancelled")

@@ -333,7 +333,8 @@ class RealtimeWire:
         return self._session if self._dialect.flat else session_object.shown(self._session)
 
     def _begin(self, event: ev.TurnStarted) -> Reply:
-        self.log.begin_answer()
+        if event.conversation:
+            self.log.begin_answer()
         output = self._session["audio"]["output"]
         if event.options.encoding is not None:
             output = {**output, "format": format_of(event.options.encoding)}
