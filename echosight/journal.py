@@ -25,7 +25,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from echosight.audio import wav_header
 from echosight.errors import InputError
-from echosight.events import Audio, Image, Input, Output, SpeechDelta
+from echosight.events import Audio, Image, Input, Output, SpeechDelta, TurnEnded, TurnStarted
 from echosight.media import AudioChunk
 from echosight.resampling import Resampler
 
@@ -103,6 +103,8 @@ class Recording:
         self._pending_bytes = 0
         self._written = 0
         self._images = 0
+        self._asides: set[str] = set()
+        """Answers out of band that are being made: their speech would fall into the middle of the conversation's."""
         self._rates: dict[str, int] = {}
         self._resamplers: dict[tuple[str, int], Resampler] = {}
         self._some = asyncio.Event()
@@ -115,7 +117,11 @@ class Recording:
         match event:
             case Audio(chunk):
                 files["in.wav"] = self._aligned("in.wav", chunk)
-            case SpeechDelta(chunk=chunk):
+            case TurnStarted(turn, conversation=False):
+                self._asides.add(turn)
+            case TurnEnded(turn):
+                self._asides.discard(turn)
+            case SpeechDelta(turn, chunk=chunk) if turn not in self._asides:
                 files["out.wav"] = self._aligned("out.wav", chunk)
             case Image(frame):
                 self._images += 1
