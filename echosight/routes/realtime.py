@@ -69,8 +69,9 @@ class Desk:
         live = self.live.get(session_id or "")
         if live is None or live.owner != owner or live.session.outbox.closed:
             return None
-        if live.serving is not None:
-            live.serving.cancel()
+        while not live.free.is_set():  # somebody else may have come back in the meantime
+            if live.serving is not None:
+                live.serving.cancel()
             await live.free.wait()
         missed = live.wire.log.since(last_event or "")
         return None if missed is None or live.session.outbox.closed else (live, missed)
