@@ -19,6 +19,7 @@ from echosight.errors import InputError, SetupError, WireError
 from echosight.manager import StreamManager
 from echosight.media import AudioChunk
 from echosight.routes.callers import body_of, manager_of, settings_of, token_of
+from echosight.routes.door import Door
 from echosight.routes.ephemeral import Secret
 from echosight.routes.loudspeaker import FRAME_SAMPLES, RATE, Loudspeaker
 from echosight.routes.realtime import SESSION_S, desk_of
@@ -28,7 +29,7 @@ from echosight.wire.realtime import RealtimeWire, Terms
 
 CHANNEL = "oai-events"
 
-router = APIRouter(tags=["Realtime"])
+router = APIRouter(tags=["Realtime"], route_class=Door)
 
 
 class Call:
@@ -246,7 +247,7 @@ def _wire(request: Request, secret: Secret | None, chosen: dict[str, Any] | None
         expires_at=int(time.time()) + SESSION_S,
         max_pixels=settings_of(request).max_image_pixels,
         speech_hz=RATE,
-        transcribes=query.get("intent") == "transcription",
+        transcribes=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
     )
     beta = request.url.path == "/v1/realtime" or "realtime=v1" in request.headers.get("openai-beta", "")
     wire = RealtimeWire(terms, manager.live_options(), beta=beta)

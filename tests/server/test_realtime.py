@@ -120,13 +120,23 @@ async def test_ephemeral_keys(guarded: Server) -> None:
             assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
         wrong = {"session": {"type": "realtime", "foo": 1}}
         refused = await http.post("/v1/realtime/client_secrets", json=wrong)
-        assert (refused.status_code, refused.json()["code"]) == (400, "unknown_parameter")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
         flat = {"instructions": "flat", "voice": "alloy", "modalities": ["text"]}
         made = (await http.post("/v1/realtime/sessions", json=flat)).json()
         assert (made["instructions"], made["modalities"]) == ("flat", ["text"])
+        heard = {"input_audio_transcription": {"model": "whisper-1", "language": "de"}}
+        only_heard = (await http.post("/v1/realtime/transcription_sessions", json=heard)).json()
     key = made["client_secret"]["value"]
     async with talk(guarded, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
         assert beta.seen[0]["session"]["modalities"] == ["text"]
+    key = only_heard["client_secret"]["value"]
+    address, protocols = f"{guarded.ws}/v1/realtime", ["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]
+    async with websockets.connect(address, subprotocols=protocols) as socket:  # type: ignore[arg-type]
+        beta = Talk(socket)
+        session = (await beta.until("transcription_session.created"))["session"]
+        assert session["input_audio_transcription"]["language"] == "de"
+        await beta.send("response.create")
+        assert (await beta.until("error"))["error"]["message"] == "A transcription session makes no responses."
 
 
 # --- coming back ------------------------------------------------------------------------------------

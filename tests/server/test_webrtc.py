@@ -202,6 +202,6 @@ async def test_a_beta_client_calls(server: Server) -> None:
 async def test_what_is_no_offer_is_refused(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
         refused = await http.post("/v1/realtime/calls", content="v=0", headers={"Content-Type": "application/sdp"})
-        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_offer")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_offer")
         refused = await http.post("/v1/realtime/calls", files={"session": (None, "{}")})
-        assert (refused.status_code, refused.json()["code"]) == (400, "missing_required_parameter")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "missing_required_parameter")
