@@ -133,7 +133,7 @@ async def test_ephemeral_keys(guarded: Server) -> None:
     address, protocols = f"{guarded.ws}/v1/realtime", ["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]
     async with websockets.connect(address, subprotocols=protocols) as socket:  # type: ignore[arg-type]
         beta = Talk(socket)
-        session = (await beta.until("transcription_session.created"))["session"]
+        session = (await beta.until("session.created"))["session"]
         assert session["input_audio_transcription"]["language"] == "de"
         await beta.send("response.create")
         assert (await beta.until("error"))["error"]["message"] == "A transcription session makes no responses."

@@ -114,7 +114,6 @@ async def client(
     *,
     beta: bool = False,
     transcribes: bool = False,
-    opened: str = "session.created",
     **options: Any,
 ) -> AsyncGenerator[Client]:
     """A client whose ``session.created`` was read."""
@@ -125,5 +124,5 @@ async def client(
         if transcribes:
             await made.session.feed(ev.Configure(wire.options))
         talker = Client(made, wire)
-        await talker.until(opened)
+        await talker.until("session.created")
         yield talker

@@ -74,7 +74,7 @@ class Dialect:
         if not self.flat:
             yield event
         elif name is not None:
-            if self is BETA and event.get("session", {}).get("type") == "transcription":
+            if self is BETA and name == "session.updated" and event["session"]["type"] == "transcription":
                 name = f"transcription_{name}"
             if self is BRIDGE and name == "response.done" and event["response"]["status"] == "cancelled":
                 yield {"type": "response.cancelled", "response": {"id": event["response"]["id"]}}
