@@ -90,6 +90,11 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
         "missing_required_parameter",
         "audio_end_ms",
     ),
+    (
+        {"type": "conversation.item.truncate", "item_id": "x", "content_index": 0, "audio_end_ms": 1e300},
+        "invalid_value",
+        "audio_end_ms",
+    ),
     ({"type": "response.cancel"}, "response_cancel_not_active", None),
     ({"type": "response.create", "response": {"foo": 1}}, "unknown_parameter", "response.foo"),
     ({"type": "response.create", "response": []}, "invalid_type", "response"),

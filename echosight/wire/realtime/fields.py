@@ -12,6 +12,7 @@ from echosight.errors import WireError
 Json = dict[str, Any]
 
 MAX_REFERENCE_CHARS = 512
+LONGEST_MS = 1 << 53
 
 
 def invalid(message: str, param: str) -> WireError:
@@ -51,6 +52,14 @@ def text_of(body: Json, name: str) -> str:
 def number_of(body: Json, name: str) -> float:
     value: float = _typed(body, name, "a number", int, float)
     return value
+
+
+def ms_of(body: Json, name: str) -> int:
+    """A time in whole ms. Fractions are rounded; what no recording lasts is refused."""
+    value = number_of(body, name)
+    if abs(value) > LONGEST_MS:
+        raise invalid(f"Invalid value for '{name}': no speech is that long.", name)
+    return round(value)
 
 
 def index_of(body: Json, name: str) -> int:

@@ -20,7 +20,7 @@ from echosight.wire.realtime.fields import (
     error_event,
     index_of,
     invalid,
-    number_of,
+    ms_of,
     object_of,
     reference_of,
     required,
@@ -208,7 +208,7 @@ class RealtimeWire:
     def _truncate_item(self, body: Json) -> Iterator[ev.Input]:
         if index_of(body, "content_index") != 0:
             raise invalid("Invalid value for 'content_index': speech is the content at 0.", "content_index")
-        yield ev.Truncate(text_of(body, "item_id"), round(number_of(body, "audio_end_ms")))
+        yield ev.Truncate(text_of(body, "item_id"), ms_of(body, "audio_end_ms"))
 
     def _respond(self, body: Json) -> Iterator[ev.Input]:
         try:
