@@ -126,8 +126,9 @@ class Answering:
         except Exception as error:
             self._hearing.answering = False
             self._maker.fail(answer, error)
-        if conversation is not self._conversation:
-            await self._engine.release(conversation.id)
+        finally:
+            if conversation is not self._conversation:
+                await self._engine.release(conversation.id)
         if self._next is not None:
             request, self._next = self._next, None
             self._begin(request)
@@ -199,7 +200,7 @@ class Answering:
         latest = self.answers.latest
         self._echo.speech_began(item_id, latest.ledger if latest else None, self._clock())
 
-    def played(self, item_id: str, audio_ms: int) -> None:
+    def played(self, item_id: str, audio_ms: float) -> None:
         """The client says how much of an item it has played."""
         if (answer := self.answers.with_item(item_id)) is not None:
             answer.ledger.played(audio_ms)

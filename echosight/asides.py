@@ -49,8 +49,8 @@ class Asides:
         self._made[answer.turn] = answer, asyncio.create_task(work, name=f"{self._name} {answer.turn}")
 
     async def cancel(self, turn: str) -> bool:
-        """Stop one of them; False where there is none of that name."""
-        if turn not in self._made:
+        """Stop one of them; False where there is none of that name, or it has ended already."""
+        if turn not in self._made or self._made[turn][0].ended:
             return False
         answer, task = self._made[turn]
         self._outbox.drop(turn)
@@ -63,9 +63,10 @@ class Asides:
         return True
 
     async def close(self) -> None:
-        """Stop them all."""
-        for turn in [*self._made]:
-            await self.cancel(turn)
+        """Stop them all; those that have ended may still be forgotten by the engine, and are waited for."""
+        for turn, (_, task) in [*self._made.items()]:
+            if not await self.cancel(turn):
+                await asyncio.wait([task])
 
     async def _work(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
         try:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from echosight import events as ev
 from echosight.answer import Answers
-from echosight.conversation import Conversation, Item, OpenTurn
+from echosight.conversation import AudioPart, Conversation, Item, OpenTurn
 from echosight.errors import InputError
 from echosight.hearing import Hearing
 from echosight.ledger import Ledger
+from echosight.media import HEARD_HZ
 
 
 class Edits:
@@ -39,8 +40,8 @@ class Edits:
                 self._announce(ev.ItemRemoved(item_id))
             case ev.RetrieveItem(item_id):
                 self._announce(ev.ItemRetrieved(self._known(item_id, "retrieve")))
-            case ev.Truncate(item_id, audio_ms):
-                self._truncate(item_id, audio_ms)
+            case ev.Truncate():
+                self._truncate(event)
 
     def _add(self, item: Item, after: str | None) -> None:
         if after not in (None, "root") and self._conversation.get(after) is None:
@@ -61,25 +62,34 @@ class Edits:
         self._announce(ev.ItemAdded(item, previous))
         self._announce(ev.ItemDone(item, previous))
 
-    def _truncate(self, item_id: str, audio_ms: int) -> None:
-        item = self._known(item_id, "truncate")
-        audio = item.audio
-        if item.role != "assistant" or audio is None:
+    def check(self, event: ev.Truncate) -> Ledger:
+        """The account of the speech that is to be cut. Raises `InputError` where it cannot be cut there."""
+        item = self._known(event.item_id, "truncate")
+        answer = self._answers.with_item(event.item_id)
+        spoke = item.audio is not None or (answer is not None and answer.ledger.spoken_ms > 0)
+        if item.role != "assistant" or not spoke:
             raise InputError(
-                f"Error truncating item: the item with id '{item_id}' has no speech of the assistant.",
+                f"Error truncating item: the item with id '{event.item_id}' has no speech of the assistant.",
                 code="item_truncate_invalid_item_id",
                 param="item_id",
             )
-        answer = self._answers.with_item(item_id)
-        ledger = answer.ledger if answer else Ledger.of(audio)
-        if audio_ms < 0 or audio_ms > ledger.spoken_ms + 1:
+        ledger = answer.ledger if answer else Ledger.of(item.audio or AudioPart(None))
+        if event.audio_ms < 0:
+            raise InputError("Invalid value for 'audio_end_ms': it must not be negative.", param="audio_end_ms")
+        if event.audio_ms > ledger.spoken_ms + 1:
             raise InputError(
-                f"Audio content of {round(ledger.spoken_ms)}ms is already shorter than {audio_ms}ms",
+                f"Audio content of {round(ledger.spoken_ms)}ms is already shorter than {event.audio_ms}ms",
                 param="audio_end_ms",
             )
-        part = replace(ledger.until(audio_ms), rate=audio.rate)
+        return ledger
+
+    def _truncate(self, event: ev.Truncate) -> None:
+        ledger = self.check(event)
+        item = self._known(event.item_id, "truncate")
+        rate = item.audio.rate if item.audio else HEARD_HZ
+        part = replace(ledger.until(event.audio_ms), rate=rate)
         item = self._conversation.update(replace(item, parts=(part,), status="incomplete"))
-        self._announce(ev.ItemTruncated(item_id, audio_ms, item.text, requested=True))
+        self._announce(ev.ItemTruncated(item.id, event.audio_ms, item.text, requested=True))
 
     def _known(self, item_id: str, verb: str) -> Item:
         item = self._conversation.get(item_id)

@@ -86,16 +86,23 @@ class Hearing:
 
     def understand(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None = None) -> None:
         """Have the speech of a closed turn transcribed, if that was not begun `early`. Turns are told of in order."""
-        if turn.duration_ms:
-            work = self._transcribe(turn, early, next(reversed(self._transcripts.values()), None))
-            self._transcripts[turn.id] = asyncio.create_task(work, name=f"transcript of {turn.id}")
+        if not turn.duration_ms:
+            return
+        last = next(reversed(self._transcripts.values()), None)
+        # A client may have deleted an item and made another of the same name: two of one utterance would never end.
+        replaced = self._transcripts.pop(turn.id, None)
+        if replaced is not None:
+            replaced.cancel()
+        work = self._transcribe(turn, early, last, replaced)
+        self._transcripts[turn.id] = asyncio.create_task(work, name=f"transcript of {turn.id}")
 
     async def understood(self) -> None:
         """Wait until all closed turns are transcribed. Raises what went wrong with one of them."""
         while self._transcripts:
             item_id, task = next(iter(self._transcripts.items()))
             await asyncio.wait([task])
-            if self._transcripts.pop(item_id, None) is not None:
+            if self._transcripts.get(item_id) is task:
+                del self._transcripts[item_id]
                 task.result()
 
     async def transcribed(self) -> None:
@@ -131,10 +138,16 @@ class Hearing:
             self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
 
     async def _transcribe(
-        self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None, earlier: asyncio.Task[None] | None
+        self,
+        turn: OpenTurn,
+        early: asyncio.Task[Transcript | None] | None,
+        earlier: asyncio.Task[None] | None,
+        replaced: asyncio.Task[None] | None,
     ) -> None:
         failure: EchoSightError | None = None
         transcript: Transcript | None = None
+        if replaced is not None:
+            await asyncio.wait([replaced])
         try:
             transcript = await (early or self._engine.settle(self._conversation, turn))
         except EchoSightError as error:

@@ -26,7 +26,7 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 from echosight.audio import wav_header
 from echosight.conversation import chunk_of
 from echosight.errors import InputError
-from echosight.events import AddItem, Audio, Image, Input, Output, SpeechDelta
+from echosight.events import AddItem, Audio, Image, Input, Output, SpeechDelta, TurnEnded, TurnStarted
 from echosight.media import AudioChunk, ImageFrame
 from echosight.resampling import Resampler
 
@@ -104,6 +104,8 @@ class Recording:
         self._pending_bytes = 0
         self._written = 0
         self._images = 0
+        self._asides: set[str] = set()
+        """Answers out of band that are being made: their speech would fall into the middle of the conversation's."""
         self._rates: dict[str, int] = {}
         self._resamplers: dict[tuple[str, int], Resampler] = {}
         self._some = asyncio.Event()
@@ -117,7 +119,11 @@ class Recording:
         match event:
             case Audio(chunk):
                 files["in.wav"] = self._aligned("in.wav", chunk)
-            case SpeechDelta(chunk=chunk):
+            case TurnStarted(turn, conversation=False):
+                self._asides.add(turn)
+            case TurnEnded(turn):
+                self._asides.discard(turn)
+            case SpeechDelta(turn, chunk=chunk) if turn not in self._asides:
                 files["out.wav"] = self._aligned("out.wav", chunk)
             case Image(frame):
                 pictures = self._named([frame])

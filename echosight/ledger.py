@@ -9,6 +9,9 @@ from typing import Self
 from echosight.conversation import AudioPart
 from echosight.media import Word
 
+ROUNDING_MS = 1.0
+"""Speech is resampled on its way out: what is sent of it may be a sample shorter than what was made."""
+
 
 class Ledger:
     """Text and speech of one assistant item, as produced and as sent.
@@ -71,11 +74,11 @@ class Ledger:
 
     def playing(self, now: float) -> bool:
         """Whether the client may still have speech of it to play."""
-        return self.spoken_ms > 0 and self.heard_ms(now) < self.spoken_ms
+        return self.spoken_ms > 0 and self.heard_ms(now) < self.spoken_ms - ROUNDING_MS
 
     def text_until(self, ms: float) -> str:
         """The text whose words have begun before `ms`; a word that begins at `ms` has not begun."""
-        if ms >= self.spoken_ms and self.complete:
+        if ms >= self.spoken_ms - ROUNDING_MS and self.complete:
             return self.text
         if not self.words:
             return self._text_in_proportion(ms)

@@ -89,6 +89,10 @@ class Session:
         """Stop the answer in progress, or being played, at once; ahead of inputs that wait. False if there was none."""
         return await self._answering.stop(reason)
 
+    def played(self, item_id: str, audio_ms: float) -> None:
+        """So much of an item was played; counts at once, ahead of inputs that wait."""
+        self._answering.played(item_id, audio_ms)
+
     async def close(self) -> None:
         """End it: the answer, the transcripts and what the engine holds of it."""
         await self._answering.close("session_closed")
@@ -129,6 +133,7 @@ class Session:
                 self._edits.apply(event)
                 self._bound_memory()
             case ev.Truncate(item_id):
+                self._edits.check(event)
                 answers = self._answering.answers
                 if self.answering and answers.with_item(item_id) is answers.latest:
                     await self._answering.interrupt("client_cancelled")

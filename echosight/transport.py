@@ -25,7 +25,6 @@ UNREAD = 1008
 
 KEEP_ALIVE_S = 15
 
-
 LOST = 1006
 """Close code of a socket that was not closed by anybody."""
 
@@ -53,7 +52,15 @@ async def _up(socket: WebSocket, wire: Wire, session: Session, first: tuple[Mess
         await _take(manager, wire, session, message)
     while (packet := await socket.receive())["type"] != "websocket.disconnect":
         await _take(manager, wire, session, _message(packet))
-    return int(packet.get("code") or LOST)
+    return _close_code(packet)
+
+
+def _close_code(packet: Packet) -> int:
+    """uvicorn says 1005 of a connection that broke as of a close frame without a code, but a reason of the latter only.
+
+    Whoever was lost may come back; whoever closed does not.
+    """
+    return int(packet.get("code") or LOST) if "reason" in packet else LOST
 
 
 async def _take(manager: StreamManager, wire: Wire, session: Session, message: Message) -> None:

@@ -169,3 +169,43 @@ async def test_the_next_turn_is_answered_after_it_all() -> None:
         assert {e.turn for e in ended} == {aside, answer}
         assert {e.outcome for e in ended} == {"completed"}
         assert [item.text for item in b.session.conversation] == ["what was said", "the answer"]
+
+
+class Slow(FakeEngine):
+    """Forgets a conversation only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__([words("an aside")])
+        self.forgetting = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def release(self, conversation_id: str) -> None:
+        self.forgetting.set()
+        await self.let.wait()
+        await super().release(conversation_id)
+
+
+async def test_what_has_ended_cannot_be_cancelled_and_is_forgotten() -> None:
+    engine = Slow()
+    async with bench(engine) as b:
+        await b.feed(ASIDE)
+        ended = await b.turn()
+        await engine.forgetting.wait()
+        with pytest.raises(InputError, match="Cancellation failed"):
+            await b.feed(Cancel(ended.turn, strict=True))
+        resetting = asyncio.create_task(b.feed(Reset()))
+        await asyncio.sleep(0)
+        engine.let.set()
+        await resetting
+        assert engine.asked[0].id in engine.released
+
+
+async def test_an_answer_to_other_input_is_forgotten_even_where_it_is_stopped() -> None:
+    async with bench(held("the answer")) as b:
+        await b.feed(Respond(input=()))
+        await begun(b)
+        while not b.engine.asked:
+            await asyncio.sleep(0)
+        await b.feed(Cancel(strict=True))
+        assert (await b.turn()).outcome == "cancelled"
+        assert b.engine.released == [b.engine.asked[0].id]

@@ -17,9 +17,20 @@ from echosight import journal as journal_module
 from echosight.audio import decode_audio
 from echosight.conversation import AudioPart, ImagePart, Item
 from echosight.errors import InputError
-from echosight.events import AddItem, Audio, Image, ItemDone, SpeechDelta, Text, TurnEnded, Waterfall
+from echosight.events import (
+    AddItem,
+    Audio,
+    Image,
+    ItemDone,
+    SpeechDelta,
+    Text,
+    TurnEnded,
+    TurnStarted,
+    Waterfall,
+)
 from echosight.journal import Journal, Recording, folder_name, plain
 from echosight.media import AudioChunk, ImageFrame, Word
+from echosight.options import GenerateOptions
 
 LOUD = b"\x10\x20" * 320
 FRAME = ImageFrame(b"\xff\xd8 a picture", "image/jpeg", 4, 3)
@@ -78,6 +89,18 @@ async def test_a_turn_in_one_piece_is_kept_with_its_sound_and_pictures(tmp_path:
     pictures = ["image-0002.jpeg", "image-0003.jpeg"]
     assert [(recording.folder / name).read_bytes() for name in pictures] == [FRAME.data] * 2
     assert lines(recording.folder / "events.jsonl")[1]["files"] == pictures
+
+
+async def test_the_speech_of_an_answer_out_of_band_does_not_cut_into_the_conversation(tmp_path: Path) -> None:
+    recording = begin(Journal(tmp_path, record=True))
+    recording.write(TurnStarted("a", GenerateOptions(), conversation=False))
+    recording.write(TurnStarted("t", GenerateOptions()))
+    for turn in ("t", "a", "t"):
+        recording.write(SpeechDelta(turn, f"item of {turn}", AudioChunk(LOUD, 24_000)))
+    recording.write(TurnEnded("a", "completed"))
+    await recording.close()
+    assert decode_audio((recording.folder / "out.wav").read_bytes()) == AudioChunk(LOUD * 2, 24_000)
+    assert len(lines(recording.folder / "events.jsonl")) == 6
 
 
 async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:

@@ -35,6 +35,22 @@ def test_text_that_runs_ahead_of_speech_was_not_heard() -> None:
     assert made.text_until(500) == "One two."
 
 
+@pytest.mark.parametrize(
+    ("made_hz", "sent_hz"), [(22_050, 24_000), (22_050, 48_000), (22_050, 8_000), (24_000, 48_000)]
+)
+def test_speech_that_was_resampled_is_over_when_it_is_over(made_hz: int, sent_hz: int) -> None:
+    """Rates do not divide into each other, so what is sent may be a little shorter than what was made."""
+    for samples in range(made_hz, made_hz + 50):
+        made = Ledger()
+        made.said("One two.")
+        made.spoke(samples * 1000 / made_hz, [Word(0, 3), Word(200, 7)])
+        made.complete = True
+        made.sent_speech(samples * sent_hz // made_hz * 1000 / sent_hz, now=5.0)
+        assert made.playing(5.5)
+        assert not made.playing(7.0)
+        assert made.text_until(made.heard_ms(7.0)) == "One two."
+
+
 def test_without_word_times_the_text_is_cut_in_proportion_to_whole_words() -> None:
     made = Ledger("one two three four", (), 1000)
     assert made.text_until(500) == "one two"

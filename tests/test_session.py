@@ -446,3 +446,36 @@ async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
             ended.waterfall.first_byte,
         )
         assert ended.made_by == ("fake",)
+
+
+async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -> None:
+    class Pair(FakeEngine):
+        """As a transcriber with an utterance of each name: who asks for it twice at once waits for ever."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hearing: set[str] = set()
+
+        async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+            assert turn.id not in self.hearing
+            self.hearing.add(turn.id)
+            try:
+                for _ in range(10):
+                    await asyncio.sleep(0)
+            finally:
+                self.hearing.discard(turn.id)
+            return Transcript(f"{turn.duration_ms} ms")
+
+    async with bench(Pair()) as b:
+        for ms in (100, 200, 300):
+            await b.feed(AddItem(Item("user", (AudioPart(loud(ms).chunk.pcm, 16_000, ms),), id="again")))
+            await asyncio.sleep(0)
+            if ms < 300:
+                await b.feed(RemoveItem("again"))
+            if ms == 100:
+                await b.feed(Respond())
+        await b.turn()
+        await b.feed(Respond())
+        await b.turn()
+        assert [item.text for item in b.session.conversation if item.role == "user"] == ["300 ms"]
+        assert [heard.transcript.text for heard in b.of(Heard)] == ["300 ms"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from echosight.audio import decode_audio
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, ToolCall, ToolResult
@@ -65,6 +66,28 @@ class Message(Open):
     tool_call_id: str = ""
 
 
+class Signature(BaseModel):
+    """A function that may be called, as it is written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+class Tool(Open):
+    type: Literal["function"] = "function"
+    function: Signature
+
+
+class NamedTool(Open):
+    type: Literal["function"]
+    function: Signature
+
+
+class PlainFormat(Open):
+    type: Literal["text"]
+
+
 class StreamOptions(Open):
     include_usage: bool = False
 
@@ -76,12 +99,31 @@ class Request(Open):
     model: str = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    tools: list[Json] = []
-    tool_choice: str | Json = "auto"
+    tools: list[Tool] = []
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    stop: str | list[str] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    # Who asks for these cannot do without, so they are refused rather than passed over.
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: PlainFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    functions: None = None
+
+    @model_validator(mode="after")
+    def _known_tool(self) -> Self:
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        if named is not None and named not in [tool.function.name for tool in self.tools]:
+            raise PydanticCustomError("tool_choice", f"tool_choice names none of the tools: '{named}'")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """What the answer ends before."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def conversation(self, max_pixels: int, max_seconds: float) -> Conversation:
         """The messages as a conversation. Raises `InputError` naming the one at fault."""
@@ -98,19 +140,24 @@ class Request(Open):
         return Conversation(tools=tuple(_flat(tool) for tool in self.tools), items=items)
 
     @property
+    def _choice(self) -> str | Json:
+        choice = self.tool_choice
+        return choice if isinstance(choice, str) else {"type": "function", "name": choice.function.name}
+
+    @property
     def options(self) -> GenerateOptions:
         return GenerateOptions(
             speech=False,
             max_output_tokens=self.max_completion_tokens or self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            tool_choice=self.tool_choice,
+            tool_choice=self._choice,
         )
 
 
-def _flat(tool: Json) -> Json:
+def _flat(tool: Tool) -> Json:
     """Sessions hold functions as the Realtime protocol writes them."""
-    return {"type": "function", **tool["function"]} if isinstance(tool.get("function"), dict) else tool
+    return {"type": "function", **tool.function.model_dump(exclude_unset=True)}
 
 
 def _text(parts: tuple[Part, ...]) -> str:
@@ -143,12 +190,39 @@ def _speech(sound: Sound, param: str, max_seconds: float) -> AudioPart:
     return AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // HEARD_HZ)
 
 
+class Stop:
+    """Looks for the sequences that an answer ends before, and holds back what may be the beginning of one."""
+
+    def __init__(self, sequences: Collection[str]) -> None:
+        self.found = False
+        self._sequences = [sequence for sequence in sequences if sequence]
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What may be told, now that `text` has come."""
+        held = self._held + text
+        found = [at for sequence in self._sequences if (at := held.find(sequence)) >= 0]
+        if found:
+            self.found, self._held = True, ""
+            return held[: min(found)]
+        begun = (n for sequence in self._sequences for n in range(1, len(sequence)) if held.endswith(sequence[:n]))
+        told = len(held) - max(begun, default=0)
+        self._held = held[told:]
+        return held[:told]
+
+    def rest(self) -> str:
+        """What was held back in vain."""
+        held, self._held = self._held, ""
+        return held
+
+
 class Completion:
     """An answer, put together or told piece by piece."""
 
-    def __init__(self, completion_id: str, model: str) -> None:
+    def __init__(self, completion_id: str, model: str, stops: Collection[str] = ()) -> None:
         self._head = {"id": completion_id, "created": int(time.time()), "model": model}
         self._text = ""
+        self._stop = Stop(stops)
         self._calls: dict[str, Json] = {}
         self._summary = Summary()
 
@@ -159,13 +233,21 @@ class Completion:
         """The chunk that tells of a piece; None where there is nothing to tell."""
         match piece:
             case TextPiece(text):
-                self._text += text
-                return self._chunk({"content": text})
+                return self._say(self._stop.push(text))
             case CallPiece():
                 return self._chunk({"tool_calls": [self._call(piece)]})
             case Summary():
                 self._summary = piece
         return None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer has come to what it ends before."""
+        return self._stop.found
+
+    def _say(self, text: str) -> Json | None:
+        self._text += text
+        return self._chunk({"content": text}) if text else None
 
     def _call(self, piece: CallPiece) -> Json:
         told: Json = {"index": len(self._calls), "function": {"arguments": piece.arguments}}
@@ -180,6 +262,8 @@ class Completion:
 
     def end(self, include_usage: bool) -> Iterator[Json]:
         """The last chunks."""
+        if (held := self._say(self._stop.rest())) is not None:
+            yield held
         yield self._chunk({}, self._finish)
         if include_usage:
             yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(self._summary.usage)}

@@ -13,12 +13,14 @@ MAX_KEYS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A key, when it expires (Unix seconds), and the session it opens, as GA writes it."""
+    """A key, when it expires (Unix seconds), and the session it opens: as GA writes it, or `flat` as beta does."""
 
     value: str
     expires_at: int
     session: dict[str, Any]
     flat: bool = False
+    transcribes: bool = False
+    """The session only transcribes, which a flat one cannot say of itself."""
 
 
 class Secrets:
@@ -28,12 +30,12 @@ class Secrets:
         self._clock = clock
         self._known: dict[str, Secret] = {}
 
-    def issue(self, seconds: int, session: dict[str, Any], flat: bool = False) -> Secret:
+    def issue(self, seconds: int, session: dict[str, Any], flat: bool = False, transcribes: bool = False) -> Secret:
         """A new key. Where there are too many, the oldest goes."""
         self._forget_expired()
         if len(self._known) >= MAX_KEYS:
             del self._known[next(iter(self._known))]
-        secret = Secret(f"ek_{secrets.token_hex(16)}", int(self._clock()) + seconds, session, flat)
+        secret = Secret(f"ek_{secrets.token_hex(16)}", int(self._clock()) + seconds, session, flat, transcribes)
         self._known[secret.value] = secret
         return secret
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from fastapi.routing import APIRoute
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from echosight.audio import decode_audio, pcm_to_float, wav_header
@@ -21,48 +21,18 @@ from echosight.engines.cascade import Cascade
 from echosight.engines.sentences import Splitter, speakable
 from echosight.errors import EchoSightError, EngineFailure, EngineFull, InputError
 from echosight.manager import StreamManager
-from echosight.media import HEARD_HZ, AudioChunk, Transcript
+from echosight.media import HEARD_HZ, Transcript
 from echosight.options import GenerateOptions
 from echosight.resampling import Resampler, resample
-from echosight.routes import chat
+from echosight.routes import chat, transcripts
 from echosight.routes.callers import admit, body_of, manager_of, settings_of
+from echosight.routes.door import Door, fault, refusal
 from echosight.settings import Settings
 
 Json = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
 UNKNOWN_LENGTH = 0xFFFF_FFFF - 36
 STARTED = int(time.time())
-
-
-class Door(APIRoute):
-    """Says what is wrong the way these clients read it: ``{"error": {message, type, param, code}}``."""
-
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-
-        async def careful(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except EchoSightError as error:
-                return refusal(error)
-
-        return careful
-
-
-def refusal(error: EchoSightError) -> JSONResponse:
-    kind, status, headers = "server_error", 500, {}
-    param: str | None = None
-    match error:
-        case InputError():
-            kind, status, param = "invalid_request_error", error.status, error.param
-        case EngineFull():
-            status, headers = 503, {"Retry-After": str(error.retry_after)}
-        case _:
-            pass
-    told = {"message": error.message, "type": kind, "param": param, "code": error.code}
-    return JSONResponse({"error": told}, status, headers)
 
 
 def ready(request: Request) -> StreamManager:
@@ -82,8 +52,21 @@ Body = Annotated[bytes, Depends(body_of)]
 @router.get("/v1/models")
 async def models(request: Request, _: Admitted) -> Json:
     """The one model there is."""
-    model = {"id": manager_of(request).engine.name, "object": "model", "created": STARTED, "owned_by": "echosight"}
-    return {"object": "list", "data": [model]}
+    return {"object": "list", "data": [_model(request)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str, _: Admitted) -> Json:
+    """The model by its name."""
+    known = _model(request)
+    if name != known["id"]:
+        message = f"The model '{name}' does not exist: this server has '{known['id']}'"
+        raise InputError(message, code="model_not_found", param="model", status=404)
+    return known
+
+
+def _model(request: Request) -> Json:
+    return {"id": manager_of(request).engine.name, "object": "model", "created": STARTED, "owned_by": "echosight"}
 
 
 # --- chat -------------------------------------------------------------------------------------------
@@ -98,7 +81,7 @@ async def completions(request: Request, _: Admitted, settings: Chosen, body: Bod
         len(body), lambda: asked.conversation(settings.max_image_pixels, settings.max_audio_seconds)
     )
     conversation.items[:] = [await _understood(manager, item) for item in conversation]
-    completion = chat.Completion(new_id("chatcmpl"), asked.model or manager.engine.name)
+    completion = chat.Completion(new_id("chatcmpl"), asked.model or manager.engine.name, asked.stops)
     usage = asked.stream_options is not None and asked.stream_options.include_usage
     chunks = _chunks(manager, conversation, asked.options, completion, usage)
     if asked.stream:
@@ -132,6 +115,8 @@ async def _chunks(
             async for piece in pieces:
                 if (chunk := completion.take(piece)) is not None:
                     yield chunk
+                if completion.stopped:
+                    break
         for chunk in completion.end(include_usage):
             yield chunk
     finally:
@@ -176,8 +161,8 @@ async def transcriptions(
     if transcript is None:
         raise InputError("This engine does not tell what it hears", code="unsupported", status=501)
     if stream:
-        return Response(_transcript_events(transcript), media_type="text/event-stream")
-    return _written(transcript, chunk, response_format)
+        return Response(transcripts.events(transcript, chunk.seconds), media_type="text/event-stream")
+    return transcripts.written(transcript, chunk.seconds, response_format)
 
 
 async def _transcribe(manager: StreamManager, turn: OpenTurn, language: str | None) -> Transcript | None:
@@ -186,41 +171,6 @@ async def _transcribe(manager: StreamManager, turn: OpenTurn, language: str | No
         return await manager.engine.settle(conversation, turn) if turn.duration_ms else Transcript("")
     finally:
         await manager.engine.release(conversation.id)
-
-
-def _transcript_events(transcript: Transcript) -> bytes:
-    events = (
-        {"type": "transcript.text.delta", "delta": transcript.text},
-        {"type": "transcript.text.done", "text": transcript.text},
-    )
-    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
-
-
-def _written(transcript: Transcript, chunk: AudioChunk, form: str) -> Response:
-    text = transcript.text
-    match form:
-        case "json":
-            usage = {"type": "duration", "seconds": round(chunk.seconds)}
-            return JSONResponse({"text": text, "usage": usage})
-        case "text":
-            return PlainTextResponse(f"{text}\n")
-        case "verbose_json":
-            words = _words(transcript, chunk.seconds)
-            told = {"task": "transcribe", "language": transcript.language or "", "duration": chunk.seconds}
-            segment = {"id": 0, "start": 0.0, "end": chunk.seconds, "text": text}
-            return JSONResponse({**told, "text": text, "words": words, "segments": [segment]})
-        case _:
-            known = "'json', 'text' or 'verbose_json'"
-            raise InputError(f"response_format must be {known}", param="response_format")
-
-
-def _words(transcript: Transcript, seconds: float) -> list[Json]:
-    """Each word with its time; it ends where the next one begins."""
-    starts = [word.start_ms / 1000 for word in transcript.words]
-    ends = [word.end for word in transcript.words]
-    texts = [transcript.text[at:end].strip() for at, end in zip([0, *ends], ends, strict=False)]
-    until = [*starts[1:], seconds]
-    return [{"word": w, "start": s, "end": e} for w, s, e in zip(texts, starts, until, strict=False)]
 
 
 # --- speaking ---------------------------------------------------------------------------------------
@@ -237,20 +187,31 @@ class SpeechRequest(BaseModel):
     instructions: str | None = None
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0)
+    stream_format: Literal["audio", "sse"] = "audio"
 
 
-_FILES = {
-    "mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
-    "opus": ("OGG", "OPUS", "audio/ogg"),
-    "flac": ("FLAC", "PCM_16", "audio/flac"),
+_FILES = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
+_MEDIA_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
 }
 
 
 @router.post("/v1/audio/speech")
 async def speech(request: Request, _: Admitted, settings: Chosen, body: Body) -> Response:
     """A text spoken: wav and pcm (24 kHz) as they are made, the others once they are whole."""
-    manager = ready(request)
     asked = _checked(SpeechRequest, body)
+    spoken = await _spoken(ready(request), settings, asked)
+    if asked.stream_format == "sse":
+        return StreamingResponse(_speech_events(spoken), media_type="text/event-stream")
+    return StreamingResponse(spoken, media_type=_MEDIA_TYPES[asked.response_format])
+
+
+async def _spoken(manager: StreamManager, settings: Settings, asked: SpeechRequest) -> AsyncGenerator[bytes]:
+    """The speech as the bytes of its format. What goes wrong before the first of them is raised here."""
     engine = manager.engine
     if not isinstance(engine, Cascade):
         raise InputError("This engine has no voice that reads texts", code="unsupported", status=501)
@@ -261,13 +222,11 @@ async def speech(request: Request, _: Admitted, settings: Chosen, body: Body) ->
     spoken = _speak(engine, asked.input, options)
     if asked.response_format in ("wav", "pcm"):
         head = wav_header(24_000, UNKNOWN_LENGTH) if asked.response_format == "wav" else b""
-        first = await anext(spoken, b"")
-        return StreamingResponse(_after(head + first, spoken), media_type=f"audio/{asked.response_format}")
+        return _after(head + await anext(spoken, b""), spoken)
     async with aclosing(spoken):
         pcm = b"".join([piece async for piece in spoken])
-    kind, encoding, media_type = _FILES[asked.response_format]
-    data = await manager.read(1 << 30, lambda: _encoded(pcm, kind, encoding))
-    return Response(data, media_type=media_type)
+    kind, encoding = _FILES[asked.response_format]
+    return _after(await manager.read(1 << 30, lambda: _encoded(pcm, kind, encoding)), _nothing())
 
 
 async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -275,6 +234,22 @@ async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[by
         yield first
         async for piece in rest:
             yield piece
+
+
+async def _nothing() -> AsyncGenerator[bytes]:
+    return
+    yield b""
+
+
+async def _speech_events(spoken: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(spoken):
+        async for piece in spoken:
+            if piece:
+                event = {"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()}
+                yield b"data: " + orjson.dumps(event) + b"\n\n"
+    # A voice does not count tokens.
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    yield b"data: " + orjson.dumps({"type": "speech.audio.done", "usage": usage}) + b"\n\n"
 
 
 async def _speak(engine: Cascade, text: str, options: GenerateOptions) -> AsyncGenerator[bytes]:
@@ -303,6 +278,5 @@ def _checked(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(map(str, first["loc"])) or None
-        raise InputError(f"{param or 'body'}: {first['msg']}", code="invalid_value", param=param) from error
+        param, message = fault(error.errors(include_url=False, include_input=False, include_context=False))
+        raise InputError(message, code="invalid_value", param=param) from error

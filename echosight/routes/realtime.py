@@ -17,6 +17,7 @@ from echosight.errors import EchoSightError, EngineFull, InputError, WireError
 from echosight.events import Failure
 from echosight.manager import StreamManager
 from echosight.routes.callers import admit, body_of, manager_of, settings_of, token_of
+from echosight.routes.door import Door
 from echosight.routes.ephemeral import Secret, Secrets
 from echosight.session import Session
 from echosight.transport import serve
@@ -32,7 +33,7 @@ INVALID_KEY, TRY_LATER, TAKEN_OVER = 3000, 1013, 4000
 GOODBYE = (1000, 1005)
 """Close codes of clients that do not come back."""
 
-router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)])
+router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=Door)
 sockets = APIRouter()
 
 
@@ -69,8 +70,9 @@ class Desk:
         live = self.live.get(session_id or "")
         if live is None or live.owner != owner or live.session.outbox.closed:
             return None
-        if live.serving is not None:
-            live.serving.cancel()
+        while not live.free.is_set():  # somebody else may have come back in the meantime
+            if live.serving is not None:
+                live.serving.cancel()
             await live.free.wait()
         missed = live.wire.log.since(last_event or "")
         return None if missed is None or live.session.outbox.closed else (live, missed)
@@ -168,7 +170,7 @@ def _wire(socket: WebSocket, secret: Secret | None, beta: bool) -> RealtimeWire:
         max_pixels=settings.max_image_pixels,
         bridge_turn=settings.bridge_turn(),
         bridge_instructions=settings.default_system_prompt,
-        transcribes=socket.query_params.get("intent") == "transcription",
+        transcribes=socket.query_params.get("intent") == "transcription" or (secret is not None and secret.transcribes),
     )
     wire = RealtimeWire(terms, settings.session_options(), beta=beta)
     if secret is not None:
@@ -206,26 +208,32 @@ async def client_secrets(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/realtime/sessions")
+@router.post("/v1/realtime/transcription_sessions")
 async def sessions(request: Request) -> dict[str, Any]:
     """The same for beta clients: a flat session with its key inside."""
+    transcribes = request.url.path.endswith("transcription_sessions")
     body = await _body(request)
     inside = body.pop("client_secret", None)
     seconds = _seconds(inside, "expires_after") if isinstance(inside, dict) else 60
-    secret, shown = _issue(request, body, seconds, flat=True)
+    secret, shown = _issue(request, body, seconds, flat=True, transcribes=transcribes)
     return shown | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
 
 
-def _issue(request: Request, session: dict[str, Any], seconds: int, *, flat: bool) -> tuple[Secret, dict[str, Any]]:
+def _issue(
+    request: Request, session: dict[str, Any], seconds: int, *, flat: bool, transcribes: bool = False
+) -> tuple[Secret, dict[str, Any]]:
+    """A key for a session. Raises `WireError` where there cannot be such a one."""
     manager, settings = manager_of(request), settings_of(request)
-    secret = desk_of(request).secrets.issue(seconds, session, flat)
     model = session.get("model")
     terms = Terms(
         model=model if isinstance(model, str) else manager.engine.name,
         voices=manager.engine.voices,
-        expires_at=secret.expires_at,
+        expires_at=int(time.time()) + SESSION_S,
+        transcribes=transcribes,
     )
     wire = RealtimeWire(terms, settings.session_options(), beta=flat)
     wire.configure(session, flat=flat)
+    secret = desk_of(request).secrets.issue(seconds, session, flat, transcribes)
     return secret, {**wire.session, "id": new_id("sess")}
 
 
@@ -241,5 +249,5 @@ def _seconds(body: dict[str, Any], name: str) -> int:
     given = body.get(name) or {}
     seconds = given.get("seconds", 600) if isinstance(given, dict) else None
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
-        raise WireError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
+        raise InputError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
     return seconds

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -21,60 +19,17 @@ from echosight.errors import InputError, SetupError, WireError
 from echosight.manager import StreamManager
 from echosight.media import AudioChunk
 from echosight.routes.callers import body_of, manager_of, settings_of, token_of
+from echosight.routes.door import Door
+from echosight.routes.ephemeral import Secret
+from echosight.routes.loudspeaker import FRAME_SAMPLES, RATE, Loudspeaker
 from echosight.routes.realtime import SESSION_S, desk_of
 from echosight.session import Session
 from echosight.wire.content import read_json
 from echosight.wire.realtime import RealtimeWire, Terms
 
-RATE = 48_000
-FRAME_SAMPLES = RATE // 50
 CHANNEL = "oai-events"
 
-router = APIRouter(tags=["Realtime"])
-
-
-class Loudspeaker:
-    """What a call still has to play; `tell` is called when it is ``started``, ``stopped`` or ``cleared``."""
-
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
-        self._pieces: deque[tuple[str, bytes]] = deque()
-        self._ended: set[str] = set()
-        self._playing: str | None = None
-
-    def say(self, turn: str, pcm: bytes) -> None:
-        self._pieces.append((turn, pcm))
-
-    def end(self, turn: str) -> None:
-        """No more comes of that turn."""
-        self._ended.add(turn)
-
-    def clear(self) -> None:
-        """Fall silent at once."""
-        turns = {turn for turn, _ in self._pieces} | ({self._playing} if self._playing else set())
-        self._pieces.clear()
-        self._playing = None
-        for turn in turns:
-            self._tell("cleared", turn)
-
-    def frame(self) -> bytes:
-        """The next 20 ms, PCM16 at 48 kHz; silence where there is nothing to play."""
-        size = 2 * FRAME_SAMPLES
-        frame = bytearray()
-        while self._pieces and len(frame) < size:
-            turn, pcm = self._pieces.popleft()
-            if turn != self._playing:
-                self._playing = turn
-                self._tell("started", turn)
-            taken = size - len(frame)
-            frame += pcm[:taken]
-            if pcm[taken:]:
-                self._pieces.appendleft((turn, pcm[taken:]))
-        if not self._pieces and self._playing in self._ended:
-            self._tell("stopped", self._playing or "")
-            self._ended.discard(self._playing or "")
-            self._playing = None
-        return bytes(frame.ljust(size, b"\0"))
+router = APIRouter(tags=["Realtime"], route_class=Door)
 
 
 class Call:
@@ -90,7 +45,9 @@ class Call:
         self._channel: Any = None
         self._opened, self._over = asyncio.Event(), asyncio.Event()
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue()
-        self._speaker = Loudspeaker(self._tell_of_playing)
+        self._speaker = Loudspeaker(self._tell_of_playing, self._played)
+        self._spoken: dict[str, str] = {}
+        """Turns that are being played -> the items that they speak."""
         peer.on("datachannel", self._channel_opened)
         peer.on("track", self._track_opened)
         peer.on("connectionstatechange", self._state_changed)
@@ -160,7 +117,7 @@ class Call:
         while True:
             message = await self._messages.get()
             try:
-                if isinstance(message, str) and '"output_audio_buffer.clear"' in message:
+                if _is_clear(message):
                     await self._session.stop()
                     self._speaker.clear()
                     continue
@@ -177,25 +134,43 @@ class Call:
         await self._opened.wait()
         async for event in self._session.outbox:
             match event:
-                case ev.SpeechDelta(turn, _, chunk):
+                case ev.SpeechDelta(turn, item_id, chunk):
+                    self._spoken[turn] = item_id
                     self._speaker.say(turn, chunk.pcm)
                 case ev.TurnEnded(turn, outcome):
                     self._speaker.end(turn)
                     if outcome == "cancelled":
-                        self._speaker.clear()
-                case ev.ItemTruncated():
-                    self._speaker.clear()
+                        self._speaker.clear(turn)
+                case ev.ItemTruncated(item_id):
+                    for turn in [turn for turn, item in self._spoken.items() if item == item_id]:
+                        self._speaker.clear(turn)
                 case _:
                     pass
             for message in self._wire.send(event):
                 self._send(message)
 
+    def _played(self, turn: str, ms: float) -> None:
+        """The session need not guess how much was heard."""
+        self._session.played(self._spoken[turn], ms)
+
     def _tell_of_playing(self, what: str, turn: str) -> None:
+        if what != "started":
+            self._spoken.pop(turn, None)
         self._send(self._wire.log.add({"type": f"output_audio_buffer.{what}", "response_id": turn}))
 
     def _send(self, message: str | bytes) -> None:
         if self._channel is not None and self._channel.readyState == "open":
             self._channel.send(message)
+
+
+def _is_clear(message: str | bytes) -> bool:
+    """Whether it is ``output_audio_buffer.clear``, which is about the loudspeaker and no business of the session."""
+    if not isinstance(message, str) or "output_audio_buffer.clear" not in message:
+        return False
+    with contextlib.suppress(WireError):
+        body = read_json(message)
+        return isinstance(body, dict) and body.get("type") == "output_audio_buffer.clear"
+    return False
 
 
 def _track_of(speaker: Loudspeaker) -> Any:
@@ -227,9 +202,13 @@ def _track_of(speaker: Loudspeaker) -> Any:
 # --- routes -----------------------------------------------------------------------------------------
 
 
+@router.post("/v1/realtime", status_code=201, include_in_schema=False)
 @router.post("/v1/realtime/calls", status_code=201)
 async def calls(request: Request) -> Response:
-    """Answer an SDP offer: raw ``application/sdp``, or a form with ``sdp`` and ``session``."""
+    """Answer an SDP offer: raw ``application/sdp``, or a form with ``sdp`` and ``session``.
+
+    Beta clients know it by the shorter path.
+    """
     try:
         from aiortc import RTCPeerConnection  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -240,25 +219,16 @@ async def calls(request: Request) -> Response:
     if secret is None and not settings_of(request).admits(token):
         raise InputError("Incorrect API key provided.", code="invalid_api_key", status=401)
     sdp, chosen = await _offer(request)
-    manager, settings = manager_of(request), settings_of(request)
-    terms = Terms(
-        model=request.query_params.get("model") or manager.engine.name,
-        voices=manager.engine.voices,
-        expires_at=int(time.time()) + SESSION_S,
-        max_pixels=settings.max_image_pixels,
-        speech_hz=RATE,
-    )
-    wire = RealtimeWire(terms, manager.live_options())
-    for wishes in (secret.session if secret is not None else None, chosen):
-        if wishes is not None:
-            wire.configure({"type": "realtime", **wishes})
+    manager, wire = manager_of(request), _wire(request, secret, chosen)
     key = f"call/{hashlib.sha256(new_id('key').encode()).hexdigest()}"
     session = await manager.open(key, wire.options)
     wire.conversation = session.conversation
-    call = Call(RTCPeerConnection(), manager, key, session, wire)
+    peer = RTCPeerConnection()
+    call = Call(peer, manager, key, session, wire)
     try:
         answer = await call.answer(sdp)
     except InputError:
+        await peer.close()
         await manager.end(key)
         raise
     running = _calls(request)
@@ -266,6 +236,26 @@ async def calls(request: Request) -> Response:
     running[call.id] = (call, task)
     task.add_done_callback(lambda _: running.pop(call.id, None))
     return Response(answer, 201, {"Location": f"/v1/realtime/calls/{call.id}"}, "application/sdp")
+
+
+def _wire(request: Request, secret: Secret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
+    """The dialect of a call, with what its key and its form choose beforehand. Raises `WireError`."""
+    manager, query = manager_of(request), request.query_params
+    terms = Terms(
+        model=query.get("model") or manager.engine.name,
+        voices=manager.engine.voices,
+        expires_at=int(time.time()) + SESSION_S,
+        max_pixels=settings_of(request).max_image_pixels,
+        speech_hz=RATE,
+        transcribes=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
+    )
+    beta = request.url.path == "/v1/realtime" or "realtime=v1" in request.headers.get("openai-beta", "")
+    wire = RealtimeWire(terms, manager.live_options(), beta=beta)
+    if secret is not None:
+        wire.configure(secret.session, flat=secret.flat)
+    if chosen is not None:
+        wire.configure(chosen if beta else {"type": "realtime", **chosen}, flat=beta)
+    return wire
 
 
 @router.post("/v1/realtime/calls/{call_id}/hangup")

@@ -75,7 +75,7 @@ def turn_options(
 
 def _patience(eagerness: Any, param: str) -> dict[str, int]:
     name = "medium" if eagerness in ("auto", None) else eagerness
-    if name not in EAGERNESS:
+    if not isinstance(name, str) or name not in EAGERNESS:
         supported = ", ".join(f"'{known}'" for known in (*EAGERNESS, "auto"))
         raise WireError(
             f"Invalid value: '{eagerness}'. Supported values are: {supported}.", code="invalid_value", param=param

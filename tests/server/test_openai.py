@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import Any
 
 import httpx
@@ -13,10 +14,16 @@ import pytest
 from PIL import Image
 
 from echosight.audio import decode_audio, wav_bytes
+from echosight.media import Transcript, Word
+from echosight.routes import transcripts
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server
 
 Json = dict[str, Any]
+
+
+ASKED = {"role": "user", "content": "hi"}
+HI = {"messages": [ASKED]}
 
 
 def ask(server: Server, *content: Json, **fields: Any) -> httpx.Response:
@@ -40,6 +47,13 @@ def test_the_one_model(server: Server) -> None:
     assert [model["object"] for model in listed["data"]] == ["model"]
 
 
+def test_a_model_by_its_name(server: Server) -> None:
+    (model,) = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert httpx.get(f"{server.url}/v1/models/{model['id']}").json() == model
+    unknown = httpx.get(f"{server.url}/v1/models/some/other")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_completion(server: Server) -> None:
     answer = ask(server, text("good morning")).json()
     (choice,) = answer["choices"]
@@ -60,6 +74,21 @@ def test_a_completion_in_pieces(server: Server) -> None:
 def test_a_limit_of_tokens(server: Server) -> None:
     (choice,) = ask(server, text("good morning"), max_tokens=2).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("You wrote: ", "length")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_answer_ends_before(server: Server, stream: bool) -> None:
+    """The sequence lies across two pieces; another one only begins, at the very end."""
+    answer = ask(server, text("good morning"), stop=["morning. I", "d. and"], stream=stream)
+    if stream:
+        told = chunks(answer)
+        said = "".join(c["choices"][0]["delta"].get("content", "") for c in told)
+        assert told[-1]["choices"][0]["finish_reason"] == "stop"
+    else:
+        said = answer.json()["choices"][0]["message"]["content"]
+    assert said == "You wrote: good "
+    whole = ask(server, text("good morning")).json()["choices"][0]["message"]["content"]
+    assert ask(server, text("good morning"), stop="understand. x").json()["choices"][0]["message"]["content"] == whole
 
 
 def test_pictures_and_speech(server: Server, flite: Flite) -> None:
@@ -107,6 +136,34 @@ def test_a_transcript(server: Server, flite: Flite, form: str) -> None:
         assert starts == sorted(starts)
 
 
+@pytest.mark.parametrize(("form", "begins", "point"), [("srt", "1\n", ","), ("vtt", "WEBVTT\n\n", ".")])
+def test_subtitles(server: Server, flite: Flite, form: str, begins: str, point: str) -> None:
+    files = {"file": ("speech.wav", wav_bytes(flite("open the window please")))}
+    data = {"model": "whisper-1", "response_format": form}
+    answer = httpx.post(f"{server.url}/v1/audio/transcriptions", files=files, data=data, timeout=30)
+    assert answer.text.startswith(begins)
+    assert re.search(
+        rf"^00:00:0\d{re.escape(point)}\d{{3}} --> 00:00:0\d{re.escape(point)}\d{{3}}\n.*open", answer.text, re.M
+    )
+
+
+def test_a_recording_must_be_there(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/v1/audio/transcriptions", data={"model": "whisper-1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+
+
+def test_subtitles_end_with_a_sentence_a_pause_and_what_can_be_read() -> None:
+    said = "Hello there. This is a pause and then some more"
+    starts = [0, 400, 900, 1200, 1500, 1700, 2000, 4000, 4500, 4900]
+    ends = [match.end() for match in re.finditer(r"\S+", said)]
+    transcript = Transcript(said, tuple(Word(at, end) for at, end in zip(starts, ends, strict=True)))
+    parts = transcripts.segments(transcript, 5.5)
+    assert [part["text"] for part in parts] == ["Hello there.", "This is a pause and", "then some more"]
+    assert [(part["start"], part["end"]) for part in parts] == [(0.0, 0.9), (0.9, 4.0), (4.0, 5.5)]
+    assert [part["text"] for part in transcripts.segments(Transcript("no times"), 2.0)] == ["no times"]
+    assert transcripts.segments(Transcript(""), 2.0) == []
+
+
 def speak(server: Server, **fields: Any) -> httpx.Response:
     body = {"model": "tts-1", "voice": "alloy", "input": "Open the window. It is warm in here.", **fields}
     return httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=30)
@@ -121,6 +178,15 @@ def test_speech(server: Server, form: str) -> None:
     assert np.abs(np.frombuffer(chunk.pcm, np.int16)).max() > 1_000
 
 
+def test_speech_as_events(server: Server) -> None:
+    answer = speak(server, response_format="pcm", stream_format="sse")
+    told = [orjson.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line]
+    assert {event["type"] for event in told[:-1]} == {"speech.audio.delta"}
+    assert told[-1]["type"] == "speech.audio.done"
+    sound = b"".join(base64.b64decode(event["audio"]) for event in told[:-1])
+    assert len(sound) == pytest.approx(len(speak(server, response_format="pcm").content), rel=0.02)
+
+
 def test_faster_speech_is_shorter(server: Server) -> None:
     plain, fast = (len(speak(server, response_format="pcm", speed=speed).content) for speed in (1.0, 1.5))
     assert plain > 48_000
@@ -132,6 +198,18 @@ def test_faster_speech_is_shorter(server: Server) -> None:
     [
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "robot"}]}, "messages.0.role"),
+        ("chat/completions", {**HI, "n": 2}, "n"),
+        ("chat/completions", {**HI, "logprobs": True}, "logprobs"),
+        ("chat/completions", {**HI, "response_format": {"type": "json_object"}}, "response_format.type"),
+        ("chat/completions", {**HI, "modalities": ["text", "audio"]}, "modalities.1"),
+        ("chat/completions", {**HI, "functions": [{"name": "f"}]}, "functions"),
+        ("chat/completions", {**HI, "tools": [{"type": "custom"}]}, "tools.0.type"),
+        ("chat/completions", {**HI, "tools": [], "tool_choice": "perhaps"}, "tool_choice"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "file"}]}]},
+            "messages.0.content.0.type",
+        ),
         ("audio/speech", {"input": ""}, "input"),
         ("audio/speech", {"input": "x", "response_format": "aac"}, "response_format"),
     ],

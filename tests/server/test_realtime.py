@@ -120,13 +120,23 @@ async def test_ephemeral_keys(guarded: Server) -> None:
             assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
         wrong = {"session": {"type": "realtime", "foo": 1}}
         refused = await http.post("/v1/realtime/client_secrets", json=wrong)
-        assert (refused.status_code, refused.json()["code"]) == (400, "unknown_parameter")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
         flat = {"instructions": "flat", "voice": "alloy", "modalities": ["text"]}
         made = (await http.post("/v1/realtime/sessions", json=flat)).json()
         assert (made["instructions"], made["modalities"]) == ("flat", ["text"])
+        heard = {"input_audio_transcription": {"model": "whisper-1", "language": "de"}}
+        only_heard = (await http.post("/v1/realtime/transcription_sessions", json=heard)).json()
     key = made["client_secret"]["value"]
     async with talk(guarded, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
         assert beta.seen[0]["session"]["modalities"] == ["text"]
+    key = only_heard["client_secret"]["value"]
+    address, protocols = f"{guarded.ws}/v1/realtime", ["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]
+    async with websockets.connect(address, subprotocols=protocols) as socket:  # type: ignore[arg-type]
+        beta = Talk(socket)
+        session = (await beta.until("session.created"))["session"]
+        assert session["input_audio_transcription"]["language"] == "de"
+        await beta.send("response.create")
+        assert (await beta.until("error"))["error"]["message"] == "A transcription session makes no responses."
 
 
 # --- coming back ------------------------------------------------------------------------------------
@@ -150,6 +160,46 @@ async def test_a_lost_client_gets_what_it_missed(server: Server) -> None:
         assert numbers == list(range(1, len(numbers) + 1))
         await second.ask("what did i say")
         assert "one two three" in await second.answer()
+
+
+async def test_a_client_that_was_lost_in_silence_comes_back(server: Server) -> None:
+    """Nothing is sent to it, so that only the broken connection tells that it is gone."""
+    async with talk(server) as first:
+        session = first.seen[0]["session"]["id"]
+        await first.ask("remember the milk")
+        await first.until("rate_limits.updated")
+        first.socket.transport.abort()
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        for _ in range(20):  # the server serves others, and has long seen it
+            assert (await http.get("/health")).status_code == 200
+    query = f"?session={session}&last_event={first.seen[-1]['event_id']}"
+    async with websockets.connect(f"{server.ws}/v1/realtime{query}") as socket:
+        second = Talk(socket)
+        await second.ask("what did i say")
+        assert "remember the milk" in await second.answer()
+        assert "session.created" not in [event["type"] for event in second.seen]
+
+
+async def test_many_come_back_at_once_and_the_last_one_stays(server: Server) -> None:
+    async with talk(server) as first:
+        session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
+        address = f"{server.ws}/v1/realtime?session={session}&last_event={last}"
+        sockets = await asyncio.gather(*(websockets.connect(address) for _ in range(5)))
+        closing = [asyncio.create_task(socket.wait_closed()) for socket in sockets]
+        async with asyncio.timeout(20):
+            while len([task for task in closing if not task.done()]) > 1:
+                await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+                closing = [task for task in closing if not task.done()]
+        assert {socket.close_code for socket in sockets if socket.close_code is not None} == {4000}
+        (left,) = [Talk(socket) for socket in sockets if socket.close_code is None]
+        await left.ask("still here")
+        assert "still here" in await left.answer()
+        async with websockets.connect(address) as socket:
+            assert "still here" in await Talk(socket).answer()
+            await left.socket.wait_closed()
+            assert left.socket.close_code == 4000
+        for task in closing:
+            await task
 
 
 async def test_a_second_socket_takes_the_session_over(server: Server) -> None:

@@ -85,7 +85,13 @@ class Caller:
 
 
 @asynccontextmanager
-async def call(server: Server, session: dict[str, Any] | None = None) -> AsyncGenerator[Caller]:
+async def call(
+    server: Server,
+    session: dict[str, Any] | None = None,
+    path: str = "/v1/realtime/calls",
+    key: str = "",
+    opened: str = "session.created",
+) -> AsyncGenerator[Caller]:
     """A call that was answered; with `session`, offered as a form."""
     peer = aiortc.RTCPeerConnection()
     caller = Caller(peer)
@@ -94,15 +100,15 @@ async def call(server: Server, session: dict[str, Any] | None = None) -> AsyncGe
         offer = peer.localDescription.sdp
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
             if session is None:
-                headers = {"Content-Type": "application/sdp"}
-                answer = await http.post("/v1/realtime/calls", content=offer, headers=headers)
+                headers = {"Content-Type": "application/sdp", **({"Authorization": f"Bearer {key}"} if key else {})}
+                answer = await http.post(path, content=offer, headers=headers)
             else:
                 form = {"sdp": (None, offer), "session": (None, json.dumps(session))}
-                answer = await http.post("/v1/realtime/calls", files=form)
+                answer = await http.post(path, files=form)
             assert answer.status_code == 201, answer.text
             assert answer.headers["content-type"] == "application/sdp"
             await peer.setRemoteDescription(aiortc.RTCSessionDescription(answer.text, "answer"))
-            await caller.until("session.created")
+            await caller.until(opened)
             yield caller
             hung_up = await http.post(f"{answer.headers['location']}/hangup")
             assert hung_up.status_code == 200
@@ -143,9 +149,59 @@ async def test_speaking_over_the_answer_silences_it(server: Server, flite: Flite
         assert (await caller.until("output_audio_buffer.started"))["response_id"] != turn
 
 
+async def test_one_answer_is_played_after_the_other(server: Server) -> None:
+    async with call(server) as caller:
+        for words, response in (
+            ("one two three four five six seven", {}),
+            ("and this is beside it", {"conversation": "none"}),
+        ):
+            content = [{"type": "input_text", "text": words}]
+            asked = {"type": "message", "role": "user", "content": content}
+            caller.send(type="response.create", response={"input": [asked], **response})
+        for _ in range(2):
+            await caller.until("output_audio_buffer.stopped")
+        played = [event for event in caller.seen if event["type"].startswith("output_audio_buffer")]
+        assert [event["type"].rpartition(".")[2] for event in played] == ["started", "stopped"] * 2
+        first, _, second, _ = [event["response_id"] for event in played]
+        assert first != second
+        assert [played[1]["response_id"], played[3]["response_id"]] == [first, second]
+
+
+async def test_only_what_is_meant_falls_silent(server: Server) -> None:
+    """An answer out of band is cancelled while the conversation's own is being played."""
+    async with call(server) as caller:
+        content = [{"type": "input_text", "text": "one two three four five six seven"}]
+        asked = {"type": "message", "role": "user", "content": content}
+        caller.send(type="response.create", response={"input": [asked]})
+        main = (await caller.until("output_audio_buffer.started"))["response_id"]
+        aside = {"conversation": "none", "input": [asked], "metadata": {"not": "output_audio_buffer.clear"}}
+        caller.send(type="response.create", response=aside)
+        created = (await caller.until("response.created"))["response"]
+        assert created["metadata"] == aside["metadata"]
+        caller.send(type="response.cancel", response_id=created["id"])
+        stopped = await caller.until("output_audio_buffer.stopped")
+        assert stopped["response_id"] == main
+        cleared = [event["response_id"] for event in caller.seen if event["type"] == "output_audio_buffer.cleared"]
+        assert main not in cleared
+
+
+async def test_a_beta_client_calls(server: Server) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        made = (await http.post("/v1/realtime/sessions", json={"instructions": "flat"})).json()
+    async with call(server, path="/v1/realtime", key=made["client_secret"]["value"]) as caller:
+        session = caller.seen[0]["session"]
+        assert (session["instructions"], session["modalities"]) == ("flat", ["text", "audio"])
+        content = [{"type": "input_text", "text": "hello"}]
+        caller.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        await caller.until("conversation.item.created")
+        caller.send(type="response.create")
+        await caller.until("response.audio_transcript.delta")
+        await caller.until("output_audio_buffer.stopped")
+
+
 async def test_what_is_no_offer_is_refused(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
         refused = await http.post("/v1/realtime/calls", content="v=0", headers={"Content-Type": "application/sdp"})
-        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_offer")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_offer")
         refused = await http.post("/v1/realtime/calls", files={"session": (None, "{}")})
-        assert (refused.status_code, refused.json()["code"]) == (400, "missing_required_parameter")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "missing_required_parameter")

@@ -82,11 +82,12 @@ class Client:
         updated: Json = (await self.until("session.updated"))["session"]
         return updated
 
-    async def write(self, text: str) -> str:
+    async def write(self, text: str, *, beta: bool = False) -> str:
         """A typed item of the user; its id."""
         content = [{"type": "input_text", "text": text}]
         await self.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
-        item_id: str = (await self.until("conversation.item.done"))["item"]["id"]
+        told = "conversation.item.created" if beta else "conversation.item.done"
+        item_id: str = (await self.until(told))["item"]["id"]
         return item_id
 
     async def hear(self, ms: int, sample: bytes = LOUD) -> None:
@@ -109,7 +110,11 @@ class Client:
 
 @asynccontextmanager
 async def client(
-    engine: FakeEngine | None = None, *, beta: bool = False, transcribes: bool = False, **options: Any
+    engine: FakeEngine | None = None,
+    *,
+    beta: bool = False,
+    transcribes: bool = False,
+    **options: Any,
 ) -> AsyncGenerator[Client]:
     """A client whose ``session.created`` was read."""
     terms = Terms(model="gpt-realtime", voices=("one", "two"), expires_at=1, transcribes=transcribes)

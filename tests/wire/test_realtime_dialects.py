@@ -130,10 +130,39 @@ async def test_beta_errors_name_beta_fields() -> None:
             ({"input_audio_format": "mp3"}, "invalid_value", "session.input_audio_format"),
             ({"audio": {}}, "unknown_parameter", "session.audio"),
             ({"turn_detection": {"type": "server_vad", "x": 1}}, "unknown_parameter", "session.turn_detection.x"),
+            ({"type": "realtime", "voice": "one"}, "unknown_parameter", "session.type"),
         ):
             await talk.send("session.update", session=session)
             error = await talk.error()
             assert (error["code"], error["param"]) == (code, param)
+        await talk.send("response.create", response={"voice": 7})
+        error = await talk.error()
+        assert (error["code"], error["param"]) == ("invalid_type", "response.voice")
+        assert "'response.voice'" in error["message"]
+
+
+async def test_beta_sessions_that_only_transcribe_have_names_of_their_own() -> None:
+    async with client(beta=True, transcribes=True) as talk:
+        await talk.send("transcription_session.update", session={"input_audio_transcription": {"language": "de"}})
+        updated = await talk.until("transcription_session.updated")
+        assert updated["session"]["input_audio_transcription"] == {"language": "de"}
+
+
+async def test_a_beta_response_may_have_a_format_of_its_own() -> None:
+    async with client(beta=True) as talk:
+        await talk.write("hello", beta=True)
+        await talk.send("response.create", response={"output_audio_format": "g711_alaw"})
+        response = await talk.done()
+        assert response["output_audio_format"] == "g711_alaw"
+        deltas = [event["delta"] for event in talk.seen if event["type"] == "response.audio.delta"]
+        assert len(b"".join(map(base64.b64decode, deltas))) == 8 * 200
+
+
+async def test_functions_are_echoed_with_their_type() -> None:
+    async with client() as talk:
+        session = await talk.update(tools=[{"name": "f"}], tool_choice={"type": "function", "name": "f"})
+        assert session["tools"] == [{"name": "f", "type": "function"}]
+        assert session["tool_choice"] == {"type": "function", "name": "f"}
 
 
 async def test_the_bridge_is_known_by_its_first_update() -> None:

@@ -32,6 +32,10 @@ def create(**item: Any) -> dict[str, Any]:
     return {"type": "conversation.item.create", "item": {**USER, **item}}
 
 
+def nest(levels: int) -> dict[str, Any]:
+    return {"a": nest(levels - 1)} if levels else {}
+
+
 WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({}, "missing_required_parameter", "type"),
     ({"type": 3}, "invalid_type", "type"),
@@ -86,8 +90,32 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
         "missing_required_parameter",
         "audio_end_ms",
     ),
+    (
+        {"type": "conversation.item.truncate", "item_id": "x", "content_index": 0, "audio_end_ms": 1e300},
+        "invalid_value",
+        "audio_end_ms",
+    ),
     ({"type": "response.cancel"}, "response_cancel_not_active", None),
     ({"type": "response.create", "response": {"foo": 1}}, "unknown_parameter", "response.foo"),
+    ({"type": "response.create", "response": []}, "invalid_type", "response"),
+    (update(tools=[{"type": "mcp", "server_label": "x"}]), "invalid_value", "session.tools[0].type"),
+    (update(tool_choice={"type": "mcp", "server_label": "x"}), "invalid_value", "session.tool_choice"),
+    (update(tool_choice={"type": "function"}), "invalid_value", "session.tool_choice"),
+    (update(prompt={"id": "pmpt_1"}), "invalid_value", "session.prompt"),
+    (update(truncation="sometimes"), "invalid_value", "session.truncation"),
+    (turns(type="semantic_vad", eagerness=[]), "invalid_value", f"{TURNS}.eagerness"),
+    (update(tools=[{"type": "function", "name": "f", "parameters": nest(100)}]), "invalid_value", "session"),
+    (create(content=[{"type": "input_audio"}]), "missing_required_parameter", "item.content[0].audio"),
+    (
+        {"type": "conversation.item.truncate", "item_id": "x", "content_index": 1, "audio_end_ms": 1},
+        "invalid_value",
+        "content_index",
+    ),
+    (
+        {"type": "conversation.item.truncate", "item_id": "x", "content_index": "0", "audio_end_ms": 1},
+        "invalid_type",
+        "content_index",
+    ),
     ({"type": "response.create", "response": {"conversation": "other"}}, "invalid_value", "response.conversation"),
     (
         {"type": "response.create", "response": {"input": [{"type": "item_reference", "id": "x"}]}},
@@ -174,6 +202,23 @@ async def test_the_voice_is_settled_once_it_was_heard() -> None:
         assert (await talk.error())["code"] == "cannot_update_voice"
 
 
+@pytest.mark.parametrize(("event_id", "code"), [(7, "invalid_type"), ("x" * 513, "string_above_max_length")])
+async def test_an_event_id_that_is_none(event_id: Any, code: str) -> None:
+    async with client() as talk:
+        await talk.send("response.create", event_id=event_id)
+        error = await talk.error()
+        assert (error["code"], error["param"], error["event_id"]) == (code, "event_id", None)
+        assert not talk.engine.asked
+
+
+async def test_null_leaves_what_cannot_be_nothing() -> None:
+    async with client() as talk:
+        before = talk.wire.session
+        heard = {"format": None}
+        audio = {"input": heard, "output": {"voice": None, "speed": None, "format": None}}
+        assert await talk.update(output_modalities=None, model=None, audio=audio) == before
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -185,8 +230,28 @@ names = st.sampled_from(
 fields = st.sampled_from(["session", "audio", "item", "response", "type", "content", "turn_detection", "input"])
 events = st.builds(lambda kind, body: {"type": kind, **body}, names, st.dictionaries(fields, json_values, max_size=4))
 
+nested_fields = st.sampled_from(
+    ["tools", "tool_choice", "output_modalities", "max_output_tokens", "truncation", "model", "instructions", "audio"]
+)
+flat_fields = st.sampled_from(
+    ["modalities", "voice", "input_audio_format", "output_audio_format", "turn_detection", "temperature", "speed"]
+)
+heard_fields = st.sampled_from(["format", "transcription", "noise_reduction", "turn_detection"])
+turn_fields = st.sampled_from(["type", "eagerness", "threshold", "idle_timeout_ms", "create_response"])
+turn_values = json_values | st.sampled_from(["semantic_vad", "server_vad"])
+sessions = (
+    st.dictionaries(nested_fields, json_values, max_size=2).map(lambda given: {"type": "realtime", **given})
+    | st.dictionaries(flat_fields, json_values, max_size=2)
+    | st.dictionaries(
+        heard_fields, json_values | st.dictionaries(turn_fields, turn_values, max_size=3), max_size=2
+    ).map(lambda heard: {"type": "realtime", "audio": {"input": heard}})
+)
+updates = sessions.map(lambda session: {"type": "session.update", "session": session})
 
-@given(events.map(lambda event: orjson.dumps(event).decode()) | st.text(max_size=40) | st.binary(max_size=40))
+
+@given(
+    (events | updates).map(lambda event: orjson.dumps(event).decode()) | st.text(max_size=40) | st.binary(max_size=40)
+)
 def test_anything_is_inputs_or_a_wire_error(message: str | bytes) -> None:
     wire = RealtimeWire(Terms(), SessionOptions())
     before = wire.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from echosight.wire.realtime.log import SentLog
+from tests.wire.realtime_rig import client
 
 
 def numbers(messages: list[str] | None) -> list[int]:
@@ -53,3 +54,18 @@ def test_the_last_answer_is_kept_and_those_before_are_not() -> None:
     assert log.since(first[0]) is None
     assert numbers(log.since(first[1])) == [3, 4, 5]
     assert numbers(log.since(second[1])) == [5]
+
+
+async def test_responses_out_of_band_do_not_shorten_what_is_kept() -> None:
+    async with client() as talk:
+        await talk.write("hi")
+        await talk.send("response.create")
+        last = (await talk.until("response.created"))["event_id"]
+        await talk.until("rate_limits.updated")
+        for _ in range(3):
+            await talk.send("response.create", response={"conversation": "none"})
+            await talk.until("rate_limits.updated")
+        missed = talk.wire.log.since(last)
+        assert missed is not None
+        after = [event["event_id"] for event in talk.seen]
+        assert [orjson.loads(message)["event_id"] for message in missed] == after[after.index(last) + 1 :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from echosight.conversation import AudioPart
@@ -58,3 +60,36 @@ async def test_the_client_knows_better_than_the_clock() -> None:
             kept = talk.bench.session.conversation.get(item)
             assert kept is not None
             assert kept.text == heard(ms)
+
+
+async def test_an_item_that_is_still_being_answered_is_cut_too() -> None:
+    gate = asyncio.Semaphore(6)
+    async with client(FakeEngine([words(TEXT, WORD_MS)], gate=gate)) as talk:
+        await talk.write("go on")
+        await talk.send("response.create")
+        item = (await talk.until("response.output_audio.delta"))["item_id"]
+        for _ in range(4):
+            await talk.until("response.output_audio.delta")
+        for wrong in (-1, 5 * WORD_MS + 100):
+            await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=wrong)
+            assert (await talk.error())["param"] == "audio_end_ms"
+        assert talk.bench.session.answering, "what cannot be done has no effect"
+        await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=300)
+        response = await talk.done()
+        assert response["status_details"]["reason"] == "client_cancelled"
+        assert (await talk.until("conversation.item.truncated"))["audio_end_ms"] == 300
+        kept = talk.bench.session.conversation.get(item)
+        assert kept is not None
+        assert kept.text == heard(300)
+
+
+async def test_an_answer_of_long_ago_is_cut_to_the_word() -> None:
+    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+        items = [await answered(talk) for _ in range(12)]
+        await talk.send("conversation.item.truncate", item_id=items[0], content_index=0, audio_end_ms=700)
+        await talk.until("conversation.item.truncated")
+        said = {item.id: item.text for item in talk.bench.session.conversation}
+        assert said[items[0]] == heard(700)
+        assert all(said[other] == TEXT for other in items[1:])
+        await talk.send("conversation.item.truncate", item_id=items[0], content_index=0, audio_end_ms=900)
+        assert (await talk.error())["param"] == "audio_end_ms", "what was cut off does not come back"

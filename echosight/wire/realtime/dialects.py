@@ -74,6 +74,8 @@ class Dialect:
         if not self.flat:
             yield event
         elif name is not None:
+            if self is BETA and name == "session.updated" and event["session"]["type"] == "transcription":
+                name = f"transcription_{name}"
             if self is BRIDGE and name == "response.done" and event["response"]["status"] == "cancelled":
                 yield {"type": "response.cancelled", "response": {"id": event["response"]["id"]}}
             yield self._flattened({**event, "type": name})
@@ -157,19 +159,21 @@ def nested(flat: Any, place: str) -> Json:
             patch[name] = _temperature(value, param)
         elif name in known:
             patch[name] = value
-        elif name != "type":
+        else:
             raise WireError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     patch.pop("client_secret", None)
     return patch
 
 
-def flat_param(param: str | None) -> str | None:
-    """The flat name of a GA field, for errors."""
+def in_flat_words(error: WireError) -> WireError:
+    """An error about a nested field as one about the flat field that was sent."""
+    place, _, inside = (error.param or "").partition(".")
     for name, path in _FLAT.items():
-        nested_name = f"session.{'.'.join(path)}"
-        if param is not None and (param == nested_name or param.startswith(f"{nested_name}.")):
-            return f"session.{name}{param[len(nested_name) :]}"
-    return param
+        nested_name = ".".join(path)
+        if inside == nested_name or inside.startswith((f"{nested_name}.", f"{nested_name}[")):
+            param = f"{place}.{name}{inside[len(nested_name) :]}"
+            return WireError(error.message.replace(f"'{error.param}'", f"'{param}'"), code=error.code, param=param)
+    return error
 
 
 def _place(patch: Json, path: tuple[str, ...], value: Any) -> None:
@@ -181,7 +185,7 @@ def _place(patch: Json, path: tuple[str, ...], value: Any) -> None:
 
 def _read(name: str, value: Any, param: str) -> Any:
     if name.endswith("_format") and value is not None:
-        if value not in FORMATS:
+        if not isinstance(value, str) or value not in FORMATS:
             supported = ", ".join(f"'{known}'" for known in FORMATS)
             raise invalid(f"Invalid value: '{value}'. Supported values are: {supported}.", param)
         return FORMATS[value]

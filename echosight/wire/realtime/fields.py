@@ -11,6 +11,9 @@ from echosight.errors import WireError
 
 Json = dict[str, Any]
 
+MAX_REFERENCE_CHARS = 512
+LONGEST_MS = 1 << 53
+
 
 def invalid(message: str, param: str) -> WireError:
     """A value that makes no sense where it stands."""
@@ -49,6 +52,34 @@ def text_of(body: Json, name: str) -> str:
 def number_of(body: Json, name: str) -> float:
     value: float = _typed(body, name, "a number", int, float)
     return value
+
+
+def ms_of(body: Json, name: str) -> int:
+    """A time in whole ms. Fractions are rounded; what no recording lasts is refused."""
+    value = number_of(body, name)
+    if abs(value) > LONGEST_MS:
+        raise invalid(f"Invalid value for '{name}': no speech is that long.", name)
+    return round(value)
+
+
+def index_of(body: Json, name: str) -> int:
+    value: int = _typed(body, name, "an integer", int)
+    return value
+
+
+def reference_of(body: Json) -> str | None:
+    """The client's own id of its event, which errors echo."""
+    if (reference := body.get("event_id")) is None:
+        return None
+    if not isinstance(reference, str):
+        raise WireError("Invalid type for 'event_id': expected a string.", code="invalid_type", param="event_id")
+    if len(reference) > MAX_REFERENCE_CHARS:
+        raise WireError(
+            f"'event_id' is longer than {MAX_REFERENCE_CHARS} characters.",
+            code="string_above_max_length",
+            param="event_id",
+        )
+    return reference
 
 
 def object_of(body: Json, name: str) -> Json:

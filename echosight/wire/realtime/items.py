@@ -131,6 +131,8 @@ def _parts(item: schema.Message, codec: Codec, max_pixels: int, place: str) -> I
             case "input_image":
                 parts.append(_image(content, where, max_pixels))
             case "input_audio" | "output_audio" | "audio":
+                if content.audio is None and content.transcript is None:
+                    _given(None, f"{where}.audio")
                 if content.audio is not None:
                     speech.append(codec.read(content.audio, f"{where}.audio"))
                 if content.transcript is not None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from echosight.errors import WireError
 
 Tokens = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
-ToolChoice = Literal["auto", "none", "required"] | dict[str, Any]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
+
+
+def _unknown_prompt(prompt: Any) -> None:
+    if prompt is not None:
+        raise PydanticCustomError("prompt", "Prompts are kept by the hosted service only; send instructions")
 
 
 class Closed(BaseModel):
@@ -24,6 +29,21 @@ class Open(BaseModel):
     """Fields that clients add, and nothing here depends on, are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Chosen(Closed):
+    """The one function that is to be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | Chosen
+
+
+class RetentionRatio(Open):
+    type: Literal["retention_ratio"]
+    retention_ratio: Annotated[float, Field(ge=0, le=1)]
 
 
 class Pcm(Closed):
@@ -88,7 +108,7 @@ class Prompted(Closed):
     output_modalities: Modalities | None = None
     max_output_tokens: Tokens | None = None
     parallel_tool_calls: bool | None = None
-    prompt: Any = None
+    prompt: Annotated[Any, AfterValidator(_unknown_prompt)] = None
     reasoning: Any = None
 
 
@@ -98,7 +118,7 @@ class Session(Prompted):
     audio: Audio | None = None
     include: list[str] | None = None
     tracing: Any = None
-    truncation: Any = None
+    truncation: Literal["auto", "disabled"] | RetentionRatio | None = None
 
 
 class ResponseOutput(Closed):
@@ -154,16 +174,27 @@ class NewItem(Closed):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+DEEPEST = 64
+"""Levels of objects and lists: what is kept must be written again, and no writer of JSON goes down without end."""
+
+
 def check(model: type[Model], data: Any, place: str) -> Model:
     """`data` as `model`. Raises `WireError` in the service's own words, naming the field at fault."""
     if not isinstance(data, dict):
         raise WireError(f"Invalid type for '{place}': expected an object.", code="invalid_type", param=place)
+    if _deeper(data, DEEPEST):
+        raise WireError(f"Invalid value: more than {DEEPEST} levels deep.", code="invalid_value", param=place or None)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         param = ".".join(filter(None, [place, *_path(data, first["loc"], first["type"])]))
         raise _refusal(first["type"], first["msg"], param) from error
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(v, levels - 1) for v in inner if isinstance(v, dict | list))
 
 
 def _path(data: Any, loc: tuple[int | str, ...], kind: str) -> list[str]:

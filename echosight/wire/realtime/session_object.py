@@ -16,6 +16,7 @@ Json = dict[str, Any]
 DEFAULT_VOICE = "alloy"
 PCM = {"type": "audio/pcm", "rate": 24_000}
 _OF_TRANSCRIPTION = ("type", "object", "id", "expires_at", "include")
+_NEVER_NULL = ("format", "voice", "speed", "input", "output", "audio", "model", "output_modalities")
 TURN_DETECTION = "session.audio.input.turn_detection"
 
 
@@ -82,6 +83,8 @@ def patch_of(data: Any) -> Json:
     for name, empty in (("instructions", ""), ("tools", []), ("tool_choice", "auto"), ("max_output_tokens", "inf")):
         if name in patch and patch[name] is None:
             patch[name] = empty
+    for tool in patch.get("tools", ()):
+        tool["type"] = "function"
     return patch
 
 
@@ -107,7 +110,7 @@ def _merge(old: Json, patch: Json) -> Json:
         before = merged.get(key)
         if isinstance(value, dict) and isinstance(before, dict) and _alike(before, value):
             merged[key] = _merge(before, value)
-        elif value is not None or key not in ("format", "voice", "speed", "input", "output", "audio"):
+        elif value is not None or key not in _NEVER_NULL:
             merged[key] = value
     return merged
 
@@ -161,9 +164,10 @@ def response_options(response: schema.Response, options: GenerateOptions, voices
     if response.max_output_tokens is not None:
         changes["max_output_tokens"] = tokens_of(response.max_output_tokens)
     if response.tools is not None:
-        changes["tools"] = tuple(tool.model_dump(exclude_unset=True) for tool in response.tools)
+        changes["tools"] = tuple(tool.model_dump(exclude_unset=True) | {"type": tool.type} for tool in response.tools)
     if response.tool_choice is not None:
-        changes["tool_choice"] = response.tool_choice
+        choice = response.tool_choice
+        changes["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
     return replace(options, **changes)
 
 

@@ -15,8 +15,17 @@ from echosight.options import SessionOptions, TurnOptions
 from echosight.wire import Message
 from echosight.wire.content import read_json
 from echosight.wire.realtime import schema, session_object
-from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_param, flat_session, is_flat, nested
-from echosight.wire.realtime.fields import error_event, invalid, number_of, object_of, required, text_of
+from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_session, in_flat_words, is_flat, nested
+from echosight.wire.realtime.fields import (
+    error_event,
+    index_of,
+    invalid,
+    ms_of,
+    object_of,
+    reference_of,
+    required,
+    text_of,
+)
 from echosight.wire.realtime.items import codec_of, format_of, from_json, to_json
 from echosight.wire.realtime.log import SentLog
 from echosight.wire.realtime.replies import Reply
@@ -113,8 +122,7 @@ class RealtimeWire:
         body = read_json(message)
         if not isinstance(body, dict):
             raise WireError("The event must be a JSON object.", code="invalid_json")
-        reference = body.get("event_id")
-        self.reference = reference if isinstance(reference, str) else None
+        self.reference = reference_of(body)
         kind = text_of(body, "type")
         if (receiver := self._receivers.get(kind)) is None:
             supported = ", ".join(f"'{name}'" for name in self._receivers if not name.startswith("transcription"))
@@ -132,9 +140,9 @@ class RealtimeWire:
             self._check_voice(merged)
             self._adopt(merged)
         except WireError as error:
-            param = flat_param(error.param) if self._dialect.flat else error.param
+            told = in_flat_words(error) if self._dialect.flat else error
             self._dialect, self._base, self._session = before
-            raise WireError(error.message, code=error.code, param=param) from error
+            raise told from error
         self._decided = True
         self._confirmations.append(self._told)
         yield ev.Configure(self.options)
@@ -198,11 +206,17 @@ class RealtimeWire:
         yield ev.RemoveItem(text_of(body, "item_id"))
 
     def _truncate_item(self, body: Json) -> Iterator[ev.Input]:
-        required(body, "content_index")
-        yield ev.Truncate(text_of(body, "item_id"), round(number_of(body, "audio_end_ms")))
+        if index_of(body, "content_index") != 0:
+            raise invalid("Invalid value for 'content_index': speech is the content at 0.", "content_index")
+        yield ev.Truncate(text_of(body, "item_id"), ms_of(body, "audio_end_ms"))
 
     def _respond(self, body: Json) -> Iterator[ev.Input]:
-        given = body.get("response") or {}
+        try:
+            yield self._request({} if body.get("response") is None else body["response"])
+        except WireError as error:
+            raise (in_flat_words(error) if self._dialect.flat else error) from error
+
+    def _request(self, given: Any) -> ev.Respond:
         temperature = None
         if self._dialect.flat:
             given = nested(given, "response")
@@ -216,7 +230,9 @@ class RealtimeWire:
         if temperature is not None:
             options = replace(options, temperature=temperature)
         items = None if response.input is None else tuple(self._inputs(response.input))
-        yield ev.Respond(options, conversation=response.conversation != "none", input=items, metadata=response.metadata)
+        return ev.Respond(
+            options, conversation=response.conversation != "none", input=items, metadata=response.metadata
+        )
 
     def _inputs(self, given: list[Json]) -> Iterator[Item]:
         for at, data in enumerate(given):
@@ -317,7 +333,8 @@ class RealtimeWire:
         return self._session if self._dialect.flat else session_object.shown(self._session)
 
     def _begin(self, event: ev.TurnStarted) -> Reply:
-        self.log.begin_answer()
+        if event.conversation:
+            self.log.begin_answer()
         output = self._session["audio"]["output"]
         if event.options.encoding is not None:
             output = {**output, "format": format_of(event.options.encoding)}
