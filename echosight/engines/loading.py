@@ -92,7 +92,9 @@ def follow_transformers() -> None:
     """Have what transformers shows on the terminal while it reads weights told as well."""
     from transformers.utils import logging as bars
 
-    bars.set_tqdm_hook(_bar_of_weights)
+    # The first releases of transformers 5 have no such hook: there, the share of the weights is not known.
+    if hasattr(bars, "set_tqdm_hook"):
+        bars.set_tqdm_hook(_bar_of_weights)
 
 
 def _bar_of_weights(make: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:

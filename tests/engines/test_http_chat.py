@@ -327,6 +327,15 @@ async def test_comments_are_silence(server: Server, pauses: list[float]) -> None
     await chat.close()
 
 
+async def test_reasons_without_end_are_not_read(
+    server: Server, chat: OpenAIChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echosight.engines.http.upstream.DETAIL_S", 0.1)
+    server.on(CHAT, trickle(b"no ", status=400))
+    with pytest.raises(Refused, match=r"does not take the request \(400\): no no"):
+        await ask(chat)
+
+
 async def test_who_takes_too_long_is_not_asked_again(
     server: Server, chat: OpenAIChat, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

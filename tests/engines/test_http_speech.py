@@ -308,6 +308,16 @@ async def test_what_is_no_sound_is_not_played(
         await spoken(mouth)
 
 
+async def test_sound_by_drops_is_not_waited_for(server: Server, pauses: list[float]) -> None:
+    server.on(SPEAK, trickle(b"\1\0", kind="audio/pcm"))
+    mouth = OpenAIVoice(Upstream(f"{server.url}{SPEAK}", silence_s=0.1), "tiny")
+    await mouth.upstream.start()
+    with pytest.raises(Unavailable, match="next to nothing"):
+        await spoken(mouth)
+    assert pauses == [0.5, 0.5]
+    await mouth.close()
+
+
 @given(cuts=st.lists(st.integers(0, 700), max_size=8), extra=st.binary(max_size=9), known=st.booleans())
 def test_how_a_file_is_cut_changes_nothing(cuts: list[int], extra: bytes, known: bool) -> None:
     pcm = tone(8_000, 40)

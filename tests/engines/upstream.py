@@ -156,11 +156,11 @@ def raw(data: bytes) -> Handler:
     return handle
 
 
-def trickle(data: bytes, kind: str = "application/json") -> Handler:
+def trickle(data: bytes, kind: str = "application/json", status: int = 200) -> Handler:
     """The same bytes over and over, without end."""
 
     async def handle(request: Request, reply: Reply) -> None:
-        await reply.head(Content_Type=kind)
+        await reply.head(status, Content_Type=kind)
         while True:
             await reply.write(data)
             await asyncio.sleep(0.005)

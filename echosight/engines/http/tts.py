@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
@@ -67,9 +68,11 @@ async def fetch(upstream: Upstream, rate: int, **asked: Any) -> AsyncGenerator[S
     async with upstream.request("POST", "", **asked) as response:
         wav = WavStream(_bare_rate(response, upstream.name, rate))
         resampler: Resampler | None = None
-        ready = b""
+        ready, since = b"", time.monotonic()
         async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as body:
             async for data in body:
+                if time.monotonic() > since + upstream.silence_s:
+                    raise Unavailable(f"{upstream.name} says next to nothing")
                 pcm = wav.feed(data)
                 if wav.rate is None:
                     continue
@@ -77,7 +80,7 @@ async def fetch(upstream: Upstream, rate: int, **asked: Any) -> AsyncGenerator[S
                 ready += resampler.push(pcm)
                 if len(ready) >= rate // 500 * PIECE_MS:
                     yield SpeechPiece(ready)
-                    ready = b""
+                    ready, since = b"", time.monotonic()
         if resampler is not None:
             ready += resampler.push(b"", last=True)
         elif not ready:

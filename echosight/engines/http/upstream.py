@@ -26,6 +26,7 @@ SPEECH_SILENCE_S = 15.0
 
 ANSWER_BYTES = 16 << 20
 DETAIL_BYTES = 16_384
+DETAIL_S = 2.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HELP = {
     400: "does not take the request",
@@ -187,10 +188,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 async def _detail(response: httpx.Response) -> str:
     """What the service says about a failure, in one line."""
     body = b""
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) > DETAIL_BYTES:
-            break
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DETAIL_S):
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > DETAIL_BYTES:
+                    break
     try:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:
