@@ -80,11 +80,12 @@ async def test_both_spellings_of_a_path(server: Server, path: str) -> None:
 
 @pytest.mark.parametrize(("rate", "channels", "piece_s"), [(8_000, 1, 0.2), (44_100, 2, 0.013), (48_000, 1, 1.0)])
 async def test_live_at_any_rate_piece_length_and_channel_count(
-    server: Server, spoken: AudioChunk, rate: int, channels: int, piece_s: float
+    server: Server, flite: Flite, rate: int, channels: int, piece_s: float
 ) -> None:
     import soundfile
 
-    chunk = resample(spoken, rate)
+    # Words that are understood by what a telephone leaves of them too.
+    chunk = resample(joined(silence(0.3), flite("good morning"), silence(0.8)), rate)
     samples = np.frombuffer(chunk.pcm, np.int16)
     uid = f"live-{rate}"
     async with Caller(server.url, uid) as me, me.answer() as records:
@@ -96,7 +97,7 @@ async def test_live_at_any_rate_piece_length_and_channel_count(
             await me.post("/stream", body({"type": "input_audio", "input_audio": item}))
         got = [record async for record in records]
     text = "".join(r["choices"][0]["text"] for r in got)
-    assert "window" in text
+    assert "good morning" in text
     assert got[-1]["choices"][0]["finish_reason"] == "stop"
     assert got[-1]["waterfall_ms"]["endpoint"] is not None
 

@@ -237,7 +237,7 @@ async def test_a_transcriber_beside_it_writes_what_was_said(folders: dict[str, P
     talk.add(turn.close())
     talk.open = None
     assert await engine.settle(talk, turn) == Transcript("1600 in all")
-    assert ear.forgotten == [turn.id]
+    assert [utterance.endswith(turn.id) for utterance in ear.forgotten] == [True]
     await engine.close()
 
 
