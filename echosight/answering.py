@@ -177,10 +177,12 @@ class Answering:
         assert answer is not None
         self._outbox.drop(answer.turn)
         task.cancel()
-        await asyncio.wait([task])
-        self._outbox.drop(answer.turn)
-        if not answer.ended:
-            self._end(answer, "cancelled", reason)
+        try:
+            await asyncio.wait([task])
+        finally:  # even where the client is lost just now: whoever comes back is told how it ended
+            self._outbox.drop(answer.turn)
+            if not answer.ended:
+                self._end(answer, "cancelled", reason)
         return True
 
     def _cut_what_plays(self) -> bool:

@@ -33,7 +33,7 @@ class Asides:
 
     def check_room(self) -> None:
         """Raises `InputError` where no more can be made at once."""
-        if len(self._made) >= MAX_ASIDES:
+        if sum(not answer.ended for answer, _ in self._made.values()) >= MAX_ASIDES:
             raise InputError(
                 f"Session already has {MAX_ASIDES} active responses out of band",
                 code="conversation_already_has_active_response",
@@ -46,7 +46,9 @@ class Asides:
     def begin(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
         """Answer `aside`, a conversation of its own."""
         work = self._work(answer, aside, options)
-        self._made[answer.turn] = answer, asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+        task = asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+        self._made[answer.turn] = answer, task
+        task.add_done_callback(lambda _: self._made.pop(answer.turn, None))
 
     async def cancel(self, turn: str) -> bool:
         """Stop one of them; False where there is none of that name, or it has ended already."""
@@ -55,11 +57,12 @@ class Asides:
         answer, task = self._made[turn]
         self._outbox.drop(turn)
         task.cancel()
-        await asyncio.wait([task])
-        self._outbox.drop(turn)
-        if not answer.ended:
-            self._maker.end(answer, "cancelled", "client_cancelled")
-        self._made.pop(turn, None)
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._outbox.drop(turn)
+            if not answer.ended:
+                self._maker.end(answer, "cancelled", "client_cancelled")
         return True
 
     async def close(self) -> None:
@@ -78,7 +81,6 @@ class Asides:
             self._maker.fail(answer, error)
         finally:
             await self._engine.release(aside.id)
-        self._made.pop(answer.turn, None)
 
     async def understand(self, aside: Conversation) -> None:
         """Bring the items that it shares with the conversation up to date, and have its other speech transcribed."""
