@@ -119,6 +119,9 @@ async def test_ephemeral_keys(guarded: Server) -> None:
         for seconds in (9, 7_201, "60"):
             wrong = {"expires_after": {"anchor": "created_at", "seconds": seconds}}
             assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
+        odd: tuple[Json, ...] = ({"session": []}, {"expires_after": {"anchor": "tomorrow"}}, {"expires_after": []})
+        for given in odd:
+            assert (await http.post("/v1/realtime/client_secrets", json=given)).status_code == 400
         wrong = {"session": {"type": "realtime", "foo": 1}}
         refused = await http.post("/v1/realtime/client_secrets", json=wrong)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
