@@ -34,6 +34,7 @@ class Answering:
         hearing: Hearing,
         outbox: Outbox,
         clock: Callable[[], float],
+        seats: asyncio.Semaphore,
     ) -> None:
         self.answers = Answers()
         self.options = SessionOptions()
@@ -45,9 +46,10 @@ class Answering:
         self._hearing = hearing
         self._outbox = outbox
         self._clock = clock
+        self._seats = seats
         self._echo = EchoGuard()
         self._maker = Maker(name, engine, outbox, clock)
-        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker)
+        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker, seats)
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
 
@@ -121,7 +123,8 @@ class Answering:
             if self._drop_echo(conversation):
                 self._end(answer, "cancelled", "echo")
             else:
-                await self._maker.make(answer, conversation, options)
+                async with self._seats:  # there is one for every session, but for those that are made out of band
+                    await self._maker.make(answer, conversation, options)
                 self._end(answer, "completed")
         except Exception as error:
             self._hearing.answering = False

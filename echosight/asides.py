@@ -21,7 +21,14 @@ class Asides:
     """The answers out of band that are being made. Speech does not interrupt them; they are cancelled by name."""
 
     def __init__(
-        self, name: str, engine: Engine, conversation: Conversation, hearing: Hearing, outbox: Outbox, maker: Maker
+        self,
+        name: str,
+        engine: Engine,
+        conversation: Conversation,
+        hearing: Hearing,
+        outbox: Outbox,
+        maker: Maker,
+        seats: asyncio.Semaphore,
     ) -> None:
         self._name = name
         self._engine = engine
@@ -29,6 +36,7 @@ class Asides:
         self._hearing = hearing
         self._outbox = outbox
         self._maker = maker
+        self._seats = seats
         self._made: dict[str, tuple[Answer, asyncio.Task[None]]] = {}
 
     def check_room(self) -> None:
@@ -39,6 +47,8 @@ class Asides:
                 code="conversation_already_has_active_response",
                 status=429,
             )
+        if self._seats.locked():
+            raise InputError("The engine makes all the answers that it can", code="engine_full", status=503)
 
     def get(self, turn: str) -> Answer | None:
         return self._made[turn][0] if turn in self._made else None
@@ -75,7 +85,8 @@ class Asides:
         try:
             await self.understand(aside)
             answer.mark("transcript")
-            await self._maker.make(answer, aside, options)
+            async with self._seats:
+                await self._maker.make(answer, aside, options)
             self._maker.end(answer, "completed")
         except Exception as error:
             self._maker.fail(answer, error)

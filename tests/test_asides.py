@@ -254,3 +254,25 @@ async def test_an_answer_that_is_being_stopped_when_the_client_is_lost_has_ended
             await b.turn()
         await b.feed(Text("hi"), Commit(), Respond())
         assert (await b.turn()).outcome == "completed"
+
+
+async def test_it_takes_no_seat_that_the_conversation_needs() -> None:
+    """An engine that makes one answer at a time: out of band there is room only while it makes none."""
+    engine = held("an aside", "the answer")
+    engine.capacity = 1
+    async with bench(engine) as b:
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        while not engine.asked:
+            await asyncio.sleep(0)
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        with pytest.raises(InputError) as refused:
+            await b.feed(ASIDE)
+        assert refused.value.code == "engine_full"
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(engine.asked) == 1
+        let_go(b)
+        assert [(await b.turn()).turn, (await b.turn()).turn] == [aside, answer]
+        assert [item.text for item in b.session.conversation] == ["hi", "the answer"]
