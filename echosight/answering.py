@@ -34,6 +34,7 @@ class Answering:
         hearing: Hearing,
         outbox: Outbox,
         clock: Callable[[], float],
+        seats: asyncio.Semaphore,
     ) -> None:
         self.answers = Answers()
         self.options = SessionOptions()
@@ -45,9 +46,10 @@ class Answering:
         self._hearing = hearing
         self._outbox = outbox
         self._clock = clock
+        self._seats = seats
         self._echo = EchoGuard()
         self._maker = Maker(name, engine, outbox, clock)
-        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker)
+        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker, seats)
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
 
@@ -121,7 +123,8 @@ class Answering:
             if self._drop_echo(conversation):
                 self._end(answer, "cancelled", "echo")
             else:
-                await self._maker.make(answer, conversation, options)
+                async with self._seats:  # there is one for every session, but for those that are made out of band
+                    await self._maker.make(answer, conversation, options)
                 self._end(answer, "completed")
         except Exception as error:
             self._hearing.answering = False
@@ -177,10 +180,12 @@ class Answering:
         assert answer is not None
         self._outbox.drop(answer.turn)
         task.cancel()
-        await asyncio.wait([task])
-        self._outbox.drop(answer.turn)
-        if not answer.ended:
-            self._end(answer, "cancelled", reason)
+        try:
+            await asyncio.wait([task])
+        finally:  # even where the client is lost just now: whoever comes back is told how it ended
+            self._outbox.drop(answer.turn)
+            if not answer.ended:
+                self._end(answer, "cancelled", reason)
         return True
 
     def _cut_what_plays(self) -> bool:

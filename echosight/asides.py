@@ -21,7 +21,14 @@ class Asides:
     """The answers out of band that are being made. Speech does not interrupt them; they are cancelled by name."""
 
     def __init__(
-        self, name: str, engine: Engine, conversation: Conversation, hearing: Hearing, outbox: Outbox, maker: Maker
+        self,
+        name: str,
+        engine: Engine,
+        conversation: Conversation,
+        hearing: Hearing,
+        outbox: Outbox,
+        maker: Maker,
+        seats: asyncio.Semaphore,
     ) -> None:
         self._name = name
         self._engine = engine
@@ -29,16 +36,19 @@ class Asides:
         self._hearing = hearing
         self._outbox = outbox
         self._maker = maker
+        self._seats = seats
         self._made: dict[str, tuple[Answer, asyncio.Task[None]]] = {}
 
     def check_room(self) -> None:
         """Raises `InputError` where no more can be made at once."""
-        if len(self._made) >= MAX_ASIDES:
+        if sum(not answer.ended for answer, _ in self._made.values()) >= MAX_ASIDES:
             raise InputError(
                 f"Session already has {MAX_ASIDES} active responses out of band",
                 code="conversation_already_has_active_response",
                 status=429,
             )
+        if self._seats.locked():
+            raise InputError("The engine makes all the answers that it can", code="engine_full", status=503)
 
     def get(self, turn: str) -> Answer | None:
         return self._made[turn][0] if turn in self._made else None
@@ -46,7 +56,9 @@ class Asides:
     def begin(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
         """Answer `aside`, a conversation of its own."""
         work = self._work(answer, aside, options)
-        self._made[answer.turn] = answer, asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+        task = asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+        self._made[answer.turn] = answer, task
+        task.add_done_callback(lambda _: self._made.pop(answer.turn, None))
 
     async def cancel(self, turn: str) -> bool:
         """Stop one of them; False where there is none of that name, or it has ended already."""
@@ -55,11 +67,12 @@ class Asides:
         answer, task = self._made[turn]
         self._outbox.drop(turn)
         task.cancel()
-        await asyncio.wait([task])
-        self._outbox.drop(turn)
-        if not answer.ended:
-            self._maker.end(answer, "cancelled", "client_cancelled")
-        self._made.pop(turn, None)
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._outbox.drop(turn)
+            if not answer.ended:
+                self._maker.end(answer, "cancelled", "client_cancelled")
         return True
 
     async def close(self) -> None:
@@ -72,13 +85,13 @@ class Asides:
         try:
             await self.understand(aside)
             answer.mark("transcript")
-            await self._maker.make(answer, aside, options)
+            async with self._seats:
+                await self._maker.make(answer, aside, options)
             self._maker.end(answer, "completed")
         except Exception as error:
             self._maker.fail(answer, error)
         finally:
             await self._engine.release(aside.id)
-        self._made.pop(answer.turn, None)
 
     async def understand(self, aside: Conversation) -> None:
         """Bring the items that it shares with the conversation up to date, and have its other speech transcribed."""

@@ -50,7 +50,8 @@ class Edits:
                 code="item_create_invalid_previous_item_id",
                 param="previous_item_id",
             )
-        if self._conversation.get(item.id) is not None:
+        turn = self._conversation.open
+        if self._conversation.get(item.id) is not None or (turn is not None and turn.id == item.id):
             raise InputError(
                 f"Error creating item: an item with id '{item.id}' already exists.",
                 code="item_create_duplicate_item_id",

@@ -78,6 +78,7 @@ class StreamManager:
         self._journal = journal
         self._clock = clock
         self._reader = Worker("reader")
+        self._seats = asyncio.Semaphore(engine.capacity)
         self._places: dict[str, _Place] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving = False
@@ -187,7 +188,8 @@ class StreamManager:
         session_id = new_id("sess")
         recording = self._journal.open(session_id)
         taps: list[Tap] = [self._measure, *([_while_wanted(recording.write)] if recording else [])]
-        session = Session(session_id, self.engine, self._voice_activity.stream(), options, taps=taps)
+        voice = self._voice_activity.stream()
+        session = Session(session_id, self.engine, voice, options, taps=taps, seats=self._seats)
 
         async def close() -> None:
             await session.close()

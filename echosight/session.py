@@ -37,7 +37,8 @@ class Session:
 
     `feed` takes the client's inputs one at a time; `outbox` holds what it is to be told. `taps` see every
     input and output, for recordings and metrics. `clock` tells how much of an answer can have been played, and
-    is used for nothing else that the client sees.
+    is used for nothing else that the client sees. `seats` are the answers that the engine can make at once, for all
+    its sessions.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Session:
         conversation: Conversation | None = None,
         taps: Sequence[Tap] = (),
         clock: Callable[[], float] = time.monotonic,
+        seats: asyncio.Semaphore | None = None,
     ) -> None:
         self.id = session_id
         self.options = options or SessionOptions()
@@ -60,7 +62,8 @@ class Session:
         self._clock = clock
         self._ear = Ear(voice, self.options.turn or TurnOptions())
         self._hearing = Hearing(engine, self.conversation, self.outbox.push)
-        self._answering = Answering(session_id, engine, self.conversation, self._hearing, self.outbox, clock)
+        seats = seats or asyncio.Semaphore(engine.capacity)
+        self._answering = Answering(session_id, engine, self.conversation, self._hearing, self.outbox, clock, seats)
         self._edits = Edits(self.conversation, self._answering.answers, self._hearing, self.outbox.push)
         self._feeding = asyncio.Lock()
         self._paused = False

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
 from echosight.asides import MAX_ASIDES
-from echosight.conversation import AudioPart, Item
+from echosight.conversation import AudioPart, Conversation, Item
+from echosight.engines import Piece
 from echosight.engines.fake import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
-from echosight.events import Cancel, Commit, Reset, Respond, SpeechDelta, SpeechStarted, Text, TurnStarted
+from echosight.events import Cancel, Commit, Reset, Respond, SpeechDelta, SpeechStarted, Text, TextDelta, TurnStarted
 from echosight.options import GenerateOptions
 from tests.rig import Bench, bench, loud, quiet
 
@@ -209,3 +212,67 @@ async def test_an_answer_to_other_input_is_forgotten_even_where_it_is_stopped() 
         await b.feed(Cancel(strict=True))
         assert (await b.turn()).outcome == "cancelled"
         assert b.engine.released == [b.engine.asked[0].id]
+
+
+class Reluctant(FakeEngine):
+    """Stops an answer only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__([words("the answer")], gate=asyncio.Semaphore(1))
+        self.stopping = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+        try:
+            async with aclosing(super().generate(conversation, options)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except asyncio.CancelledError:
+            self.stopping.set()
+            await self.let.wait()
+            raise
+
+
+@pytest.mark.parametrize("conversation", [True, False])
+async def test_an_answer_that_is_being_stopped_when_the_client_is_lost_has_ended(conversation: bool) -> None:
+    engine = Reluctant()
+    async with bench(engine) as b:
+        await b.feed(Respond(conversation=conversation))
+        turn = await begun(b)
+        await b.until(TextDelta)
+        stopping = asyncio.create_task(b.feed(Cancel(turn)))
+        await engine.stopping.wait()
+        stopping.cancel()
+        ended = await b.turn()
+        assert (ended.turn, ended.outcome, ended.reason) == (turn, "cancelled", "client_cancelled")
+        engine.let.set()
+        await asyncio.wait([stopping])
+        let_go(b)
+        for _ in range(MAX_ASIDES):  # it takes no room any more
+            await b.feed(ASIDE)
+        for _ in range(MAX_ASIDES):
+            await b.turn()
+        await b.feed(Text("hi"), Commit(), Respond())
+        assert (await b.turn()).outcome == "completed"
+
+
+async def test_it_takes_no_seat_that_the_conversation_needs() -> None:
+    """An engine that makes one answer at a time: out of band there is room only while it makes none."""
+    engine = held("an aside", "the answer")
+    engine.capacity = 1
+    async with bench(engine) as b:
+        await b.feed(ASIDE)
+        aside = await begun(b)
+        while not engine.asked:
+            await asyncio.sleep(0)
+        await b.feed(Text("hi"), Commit(), Respond())
+        answer = await begun(b)
+        with pytest.raises(InputError) as refused:
+            await b.feed(ASIDE)
+        assert refused.value.code == "engine_full"
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(engine.asked) == 1
+        let_go(b)
+        assert [(await b.turn()).turn, (await b.turn()).turn] == [aside, answer]
+        assert [item.text for item in b.session.conversation] == ["hi", "the answer"]

@@ -479,3 +479,24 @@ async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -
         await b.turn()
         assert [item.text for item in b.session.conversation if item.role == "user"] == ["300 ms"]
         assert [heard.transcript.text for heard in b.of(Heard)] == ["300 ms"]
+
+
+async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
+    async with bench() as b:
+        await b.feed(loud(320))
+        begun = await b.until(SpeechStarted)
+        with pytest.raises(InputError, match="already exists"):
+            await b.feed(AddItem(Item("user", (TextPart("me too"),), id=begun.item_id)))
+        await b.feed(quiet(640))
+        assert (await b.until(InputCommitted)).item_id == begun.item_id
+
+
+async def test_whoever_plays_the_answer_says_how_much_was_heard() -> None:
+    async with bench(FakeEngine([words("one two three")])) as b:
+        await b.feed(Text("hi"), Commit(), Respond())
+        (item,) = (await b.turn()).items
+        b.clock.now += 10
+        b.session.played(item.id, 110.0)
+        await b.feed(loud(320))
+        cut = await b.until(ItemTruncated)
+        assert (cut.audio_ms, cut.text) == (110, "one two")

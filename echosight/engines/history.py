@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
+
+import orjson
 
 from echosight.conversation import Conversation, ImagePart, Item, ToolCall, ToolResult
 from echosight.media import ImageFrame
 
 Message = dict[str, Any]
+
+UNANSWERED = "No result yet."
 
 
 def recent(conversation: Conversation, max_turns: int) -> list[Item]:
@@ -46,14 +50,38 @@ def messages(
     shown: list[Message] = [{"role": "system", "content": system}] if system else []
     for item in recent(conversation, max_turns):
         shown += _of_item(item, images)
-    return shown
+    return list(_paired(shown))
+
+
+def _paired(shown: Iterable[Message]) -> Iterator[Message]:
+    """Strict servers want calls that were made at once in one message, and their results at once behind it.
+
+    A call that was not answered, because the user spoke before the function returned, is answered so. A result
+    whose call is gone is left out.
+    """
+    grouped: list[Message] = []
+    results: dict[str, Message] = {}
+    for message in shown:
+        if message["role"] == "tool":
+            results[message["tool_call_id"]] = message
+        if "tool_calls" in message and grouped and "tool_calls" in grouped[-1]:
+            before = grouped[-1]
+            grouped[-1] = {**before, "tool_calls": [*before["tool_calls"], *message["tool_calls"]]}
+        else:
+            grouped.append(message)
+    for message in grouped:
+        if message["role"] != "tool":
+            yield message
+        for call in message.get("tool_calls", ()):
+            unanswered = {"role": "tool", "tool_call_id": call["id"], "content": UNANSWERED}
+            yield results.get(call["id"], unanswered)
 
 
 def _of_item(item: Item, images: bool) -> list[Message]:
     results: list[Message] = [
         {"role": "tool", "tool_call_id": part.call_id, "content": part.output} for part in item.of(ToolResult)
     ]
-    calls = [_call(part) for part in item.of(ToolCall)]
+    calls = [_call(part) for part in item.of(ToolCall) if item.status != "incomplete" or _is_json(part.arguments)]
     if calls:
         return [{"role": "assistant", "content": item.text or None, "tool_calls": calls}, *results]
     if images and item.images:
@@ -67,8 +95,17 @@ def _call(part: ToolCall) -> dict[str, Any]:
     return {
         "id": part.call_id,
         "type": "function",
-        "function": {"name": part.name, "arguments": part.arguments},
+        "function": {"name": part.name, "arguments": part.arguments or "{}"},
     }
+
+
+def _is_json(text: str) -> bool:
+    """An answer that was stopped in the middle of a call has made none; servers that read its arguments break."""
+    try:
+        orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _mixed(item: Item) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from echosight.errors import EchoSightError, EngineFull, InputError
 
@@ -29,6 +30,8 @@ class Door(APIRoute):
             except RequestValidationError as error:
                 param, message = fault(error.errors())
                 return refusal(InputError(message, param=param))
+            except HTTPException as error:
+                return refusal(InputError(str(error.detail), code="invalid_request", status=error.status_code))
 
         return careful
 

@@ -21,11 +21,15 @@ class Loudspeaker:
         self._played = played
         self._waiting: dict[str, bytearray] = {}
         self._ended: set[str] = set()
+        self._silenced: set[str] = set()
+        """Turns that were cleared and still go on being made."""
         self._playing: str | None = None
         self._played_bytes = 0
 
     def say(self, turn: str, pcm: bytes) -> None:
         """More speech of a turn, PCM16 at 48 kHz."""
+        if turn in self._silenced:
+            return
         if turn not in self._waiting:
             self._waiting[turn] = bytearray()
             self._played(turn, 0.0)
@@ -33,12 +37,15 @@ class Loudspeaker:
 
     def end(self, turn: str) -> None:
         """No more comes of that turn."""
+        self._silenced.discard(turn)
         if turn in self._waiting:
             self._ended.add(turn)
 
     def clear(self, turn: str | None = None) -> None:
         """Fall silent at once; with `turn`, only that one is not played any more."""
         for cleared in [*self._waiting] if turn is None else [turn] if turn in self._waiting else []:
+            if cleared not in self._ended:
+                self._silenced.add(cleared)
             self._forget(cleared)
             self._tell("cleared", cleared)
 

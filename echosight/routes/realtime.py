@@ -30,6 +30,7 @@ SESSION_S = 3_600
 """What `expires_at` says. Nothing ends then: the field must hold something."""
 
 INVALID_KEY, TRY_LATER, TAKEN_OVER = 3000, 1013, 4000
+MAX_REASON_BYTES = 123
 GOODBYE = (1000, 1005)
 """Close codes of clients that do not come back."""
 
@@ -190,7 +191,7 @@ async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> Non
     param = error.param if isinstance(error, InputError) else None
     with contextlib.suppress(WebSocketDisconnect):
         await socket.send_text(error_message(Failure(error.code, error.message, param)))
-        await socket.close(code, error.message)
+        await socket.close(code, error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
 
 # --- keys -------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> Non
 async def client_secrets(request: Request) -> dict[str, Any]:
     """An ephemeral key for a browser, and the session that it will open."""
     body = await _body(request)
-    session = body.get("session") or {"type": "realtime"}
+    session = {} if body.get("session") is None else body["session"]
     if not isinstance(session, dict):
         raise WireError("session must be an object", code="invalid_type", param="session")
     secret, shown = _issue(request, {"type": "realtime", **session}, _seconds(body, "expires_after"), flat=False)
@@ -246,7 +247,9 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _seconds(body: dict[str, Any], name: str) -> int:
-    given = body.get(name) or {}
+    given = {} if body.get(name) is None else body[name]
+    if isinstance(given, dict) and given.get("anchor", "created_at") != "created_at":
+        raise InputError(f"{name}.anchor must be 'created_at'", param=f"{name}.anchor")
     seconds = given.get("seconds", 600) if isinstance(given, dict) else None
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
         raise InputError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")

@@ -1,7 +1,7 @@
 import base64
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, ToolCall, ToolResult
-from echosight.engines.history import messages, recent
+from echosight.engines.history import UNANSWERED, messages, recent
 from echosight.media import ImageFrame
 
 
@@ -49,3 +49,40 @@ def test_speech_is_shown_as_its_transcript_and_pictures_as_data() -> None:
         {"role": "user", "content": content},
     ]
     assert messages(conversation, instructions="", images=False) == [{"role": "user", "content": "what is this"}]
+
+
+def test_calls_made_at_once_are_one_message_with_their_results_behind_it() -> None:
+    calls = [Item("assistant", (ToolCall(name, "look", "{}"),)) for name in ("c1", "c2")]
+    late = [Item("tool", (ToolResult("c2", "two"),)), user("hurry up"), Item("tool", (ToolResult("c1", "one"),))]
+    later = Item("assistant", (ToolCall("c3", "look", "{}"),))
+    conversation = Conversation(items=[user("a"), assistant("Let me see."), *calls, *late, later, user("well?")])
+    shown = messages(conversation)
+    assert [message["role"] for message in shown] == [
+        *("user", "assistant", "assistant", "tool", "tool"),
+        *("user", "assistant", "tool", "user"),
+    ]
+    assert [call["id"] for call in shown[2]["tool_calls"]] == ["c1", "c2"]
+    assert [(m["tool_call_id"], m["content"]) for m in shown[3:5]] == [("c1", "one"), ("c2", "two")]
+    assert (shown[7]["tool_call_id"], shown[7]["content"]) == ("c3", UNANSWERED)
+
+
+def test_one_call_after_the_other_stays_so() -> None:
+    rounds = []
+    for name in ("c1", "c2"):
+        rounds += [Item("assistant", (ToolCall(name, "look", "{}"),)), Item("tool", (ToolResult(name, name),))]
+    shown = messages(Conversation(items=[user("a"), *rounds]))
+    assert [message["role"] for message in shown] == ["user", "assistant", "tool", "assistant", "tool"]
+
+
+def test_a_result_without_its_call_is_left_out() -> None:
+    conversation = Conversation(items=[user("a"), Item("tool", (ToolResult("gone", "one"),))])
+    assert [message["role"] for message in messages(conversation)] == ["user"]
+
+
+def test_a_call_that_was_not_finished_was_not_made() -> None:
+    def stopped(arguments: str) -> Conversation:
+        return Conversation(items=[user("a"), Item("assistant", (ToolCall("c", "f", arguments),), status="incomplete")])
+
+    assert [message["role"] for message in messages(stopped('{"pla'))] == ["user"]
+    _, call, _ = messages(stopped(""))
+    assert call["tool_calls"][0]["function"]["arguments"] == "{}"

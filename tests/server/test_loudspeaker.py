@@ -78,3 +78,16 @@ def test_it_says_how_much_was_played() -> None:
     h.speaker.end("a")
     assert h.frames(2) == "aab"
     assert h.played == [("a", 0.0), ("b", 0.0), ("a", 20.0), ("a", 30.0), ("b", 10.0)]
+
+
+def test_what_was_cleared_stays_silent_though_it_is_still_being_made() -> None:
+    h = Heard()
+    h.say("a", 2)
+    assert h.frames(1) == "a"
+    h.speaker.clear()
+    h.say("a", 2)
+    assert h.frames(1) == "-"
+    h.speaker.end("a")
+    h.say("b", 1)
+    assert h.frames(2) == "b-"
+    assert h.told == [("started", "a"), ("cleared", "a"), ("started", "b")]

@@ -150,6 +150,9 @@ def test_subtitles(server: Server, flite: Flite, form: str, begins: str, point: 
 def test_a_recording_must_be_there(server: Server) -> None:
     answer = httpx.post(f"{server.url}/v1/audio/transcriptions", data={"model": "whisper-1"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{server.url}/v1/audio/transcriptions", content=b"no form", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
 
 
 def test_subtitles_end_with_a_sentence_a_pause_and_what_can_be_read() -> None:

@@ -15,6 +15,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from echosight.resampling import resample
+from echosight.routes.ephemeral import Secrets
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server, running
 
@@ -118,6 +119,9 @@ async def test_ephemeral_keys(guarded: Server) -> None:
         for seconds in (9, 7_201, "60"):
             wrong = {"expires_after": {"anchor": "created_at", "seconds": seconds}}
             assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
+        odd: tuple[Json, ...] = ({"session": []}, {"expires_after": {"anchor": "tomorrow"}}, {"expires_after": []})
+        for given in odd:
+            assert (await http.post("/v1/realtime/client_secrets", json=given)).status_code == 400
         wrong = {"session": {"type": "realtime", "foo": 1}}
         refused = await http.post("/v1/realtime/client_secrets", json=wrong)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
@@ -137,6 +141,17 @@ async def test_ephemeral_keys(guarded: Server) -> None:
         assert session["input_audio_transcription"]["language"] == "de"
         await beta.send("response.create")
         assert (await beta.until("error"))["error"]["message"] == "A transcription session makes no responses."
+
+
+def test_a_key_works_until_it_expires() -> None:
+    now = 1_000.0
+    secrets = Secrets(lambda: now)
+    made = secrets.issue(10, {"type": "realtime"})
+    assert made.expires_at == 1_010
+    now = 1_009.9
+    assert secrets.find(made.value) is secrets.find(made.value) is made
+    now = 1_010.0
+    assert secrets.find(made.value) is None
 
 
 # --- coming back ------------------------------------------------------------------------------------

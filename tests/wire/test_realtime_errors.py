@@ -69,6 +69,7 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({"type": "conversation.item.create"}, "missing_required_parameter", "item"),
     (create(role="robot", content=[]), "invalid_value", "item.role"),
     (create(), "missing_required_parameter", "item.content"),
+    (create(id="root", content=[]), "invalid_value", "item.id"),
     (create(content=[{"type": "smell"}]), "invalid_value", "item.content[0].type"),
     (create(content=[{"type": "input_text"}]), "missing_required_parameter", "item.content[0].text"),
     (

@@ -30,7 +30,7 @@ def test_unknown_ids() -> None:
     (known,) = sent(log, 1)
     (foreign,) = sent(SentLog(), 1)
     later = known[:-1] + "9"
-    for unknown in ("", "event", foreign, later, known + "x"):
+    for unknown in ("", "event", foreign, later, known + "x", known + "9" * 5_000):
         assert log.since(unknown) is None
 
 

@@ -106,6 +106,8 @@ def from_json(data: Any, codec: Codec, max_pixels: int, place: str = "item") -> 
         raise WireError(
             error.message.replace(f"'{error.param}'", f"'{renamed}'"), code=error.code, param=renamed
         ) from error
+    if item.id == "root":
+        raise invalid("Invalid value: 'root' is the place before all items.", f"{place}.id")
     item_id = item.id or new_id("item")
     match item:
         case schema.FunctionCall():

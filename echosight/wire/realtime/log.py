@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+MAX_DIGITS = 18
+
 KEEP_BYTES = 1 << 20
 """Twelve seconds of speech: more than a lost connection can have swallowed."""
 
@@ -43,7 +45,7 @@ class SentLog:
     def since(self, event_id: str) -> list[str] | None:
         """All that was sent after the event of that id; None where that is no longer known."""
         prefix, _, number = event_id.rpartition("_")
-        if prefix != self._prefix or not number.isdecimal():
+        if prefix != self._prefix or not number.isdecimal() or len(number) > MAX_DIGITS:
             return None
         missed = self._next - 1 - int(number)
         if not 0 <= missed <= len(self._sent):
