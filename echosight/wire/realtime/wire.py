@@ -10,7 +10,6 @@ from typing import Any
 from echosight import events as ev
 from echosight.conversation import Conversation, Item
 from echosight.errors import WireError
-from echosight.media import HEARD_HZ
 from echosight.options import SessionOptions, TurnOptions
 from echosight.wire import Message
 from echosight.wire.content import read_json
@@ -26,14 +25,14 @@ from echosight.wire.realtime.fields import (
     required,
     text_of,
 )
-from echosight.wire.realtime.items import codec_of, format_of, from_json, to_json
+from echosight.wire.realtime.items import codec_of, format_of, from_json
 from echosight.wire.realtime.log import SentLog
 from echosight.wire.realtime.replies import Reply
+from echosight.wire.realtime.telling import tell
 
 Json = dict[str, Any]
 
 MIN_COMMIT_MS = 100
-_PER_MS = HEARD_HZ // 1000
 
 BRIDGE_TURN = TurnOptions(
     threshold=0.65,
@@ -287,41 +286,8 @@ class RealtimeWire:
             case ev.TurnEnded(turn):
                 yield from self._replies.pop(turn).ended(event)
             case _:
-                yield from self._tell_input(event)
-
-    def _tell_input(self, event: ev.Output) -> Iterator[Json]:
-        buffer, item = "input_audio_buffer", "conversation.item"
-        match event:
-            case ev.SpeechStarted(item_id, at):
-                yield {"type": f"{buffer}.speech_started", "audio_start_ms": at // _PER_MS, "item_id": item_id}
-            case ev.SpeechStopped(item_id, at):
-                yield {"type": f"{buffer}.speech_stopped", "audio_end_ms": at // _PER_MS, "item_id": item_id}
-            case ev.SilenceTimedOut(item_id, start, end):
-                span = {"audio_start_ms": start // _PER_MS, "audio_end_ms": end // _PER_MS}
-                yield {"type": f"{buffer}.timeout_triggered", **span, "item_id": item_id}
-            case ev.InputCommitted(item_id, previous):
-                yield {"type": f"{buffer}.committed", "previous_item_id": previous, "item_id": item_id}
-            case ev.InputCleared():
-                yield {"type": f"{buffer}.cleared"}
-            case ev.Heard() if event.transcript.final and self._transcribes:
-                yield from self._transcribed(event)
-            case ev.NotUnderstood(item_id, code, message) if self._transcribes:
-                error = {"type": "transcription_error", "code": code, "message": message}
-                kind = f"{item}.input_audio_transcription.failed"
-                yield {"type": kind, "item_id": item_id, "content_index": 0, "error": error}
-            case ev.ItemAdded(added, previous):
-                yield {"type": f"{item}.added", "previous_item_id": previous, "item": to_json(added)}
-            case ev.ItemDone(done, previous):
-                yield {"type": f"{item}.done", "previous_item_id": previous, "item": to_json(done)}
-            case ev.ItemRetrieved(found):
                 codec = codec_of(self._session["audio"]["input"]["format"])
-                yield {"type": f"{item}.retrieved", "item": to_json(found, full=codec)}
-            case ev.ItemRemoved(item_id):
-                yield {"type": f"{item}.deleted", "item_id": item_id}
-            case ev.ItemTruncated(item_id, audio_ms, _, requested) if requested or self._terms.speech_hz:
-                yield {"type": f"{item}.truncated", "item_id": item_id, "content_index": 0, "audio_end_ms": audio_ms}
-            case _:
-                pass
+                yield from tell(event, codec, transcribes=self._transcribes, cuts=bool(self._terms.speech_hz))
 
     def _introduction(self) -> Json:
         """Before the dialect is chosen, the session in both forms; clients pass over what they do not know."""
@@ -345,12 +311,3 @@ class RealtimeWire:
     @property
     def _transcribes(self) -> bool:
         return self._session["type"] == "transcription" or self._session["audio"]["input"]["transcription"] is not None
-
-    def _transcribed(self, event: ev.Heard) -> Iterator[Json]:
-        place = {"item_id": event.item_id, "content_index": 0}
-        kind = "conversation.item.input_audio_transcription"
-        text = event.transcript.text
-        if text:
-            yield {"type": f"{kind}.delta", **place, "delta": text}
-        usage = {"type": "duration", "seconds": event.audio_ms / 1000}
-        yield {"type": f"{kind}.completed", **place, "transcript": text, "usage": usage}
