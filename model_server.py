@@ -229,6 +229,9 @@ def _config(app: FastAPI, settings: Settings, own: Certificate | None) -> uvicor
         ws_max_size=settings.max_message_bytes,
         # Speech hardly gets smaller by it, and pays for the attempt with every frame.
         ws_per_message_deflate=False,
+        # A phone that changes its network leaves a socket that nobody closes, and cannot come back until that is found.
+        ws_ping_interval=10,
+        ws_ping_timeout=10,
         timeout_graceful_shutdown=3,
         ssl_certfile=own.certificate if own else None,
         ssl_keyfile=own.key if own else None,
