@@ -165,12 +165,12 @@ def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
 """
 
 
-def _no_trace(record: logging.LogRecord) -> bool:
-    """What a client sends that is no UTF-8 is its mistake; uvicorn logs it as one of ours, with a traceback."""
+def _no_fault_of_ours(record: logging.LogRecord) -> bool:
+    """uvicorn reports as our errors what clients do: text that is no UTF-8, and handshakes that were refused."""
     if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], UnicodeDecodeError):
         record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
-    return True
+    return "without completing handshake" not in str(record.msg)
 
 
 class Server(uvicorn.Server):
@@ -205,7 +205,7 @@ def main() -> None:
         sys.exit(f"model_server.py: the certificate cannot be kept: {error}")
     manager: StreamManager = app.state.manager
     server = Server(_config(app, settings, own), manager)
-    logging.getLogger("uvicorn.error").addFilter(_no_trace)
+    logging.getLogger("uvicorn.error").addFilter(_no_fault_of_ours)
 
     def loaded() -> None:
         if manager.failed:
