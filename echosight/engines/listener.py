@@ -21,6 +21,8 @@ class Listener:
         self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
         """Conversation id -> turn id -> bytes of its speech that were given."""
         self._settling: set[str] = set()
+        self._broken: set[str] = set()
+        """Turns that the transcriber failed in: they are heard anew when they are settled, and not before."""
 
     def knows(self, conversation: Conversation, turn: OpenTurn) -> bool:
         """Whether speech of the turn was given already."""
@@ -29,7 +31,7 @@ class Listener:
     async def hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
         """`pcm` was added to the turn; returns the partial text where it changed."""
         heard = self._heard[conversation.id].get(turn.id)
-        if heard is not None and heard >= turn.duration_ms * BYTES_A_MS:
+        if turn.id in self._broken or (heard is not None and heard >= turn.duration_ms * BYTES_A_MS):
             return None
         return await self._give(conversation, turn, turn.pcm if heard is None else pcm)
 
@@ -39,6 +41,8 @@ class Listener:
             return None
         self._settling.add(turn.id)
         try:
+            if turn.id in self._broken:
+                await self._forget(conversation.id, turn.id)
             heard = self._heard[conversation.id].get(turn.id, 0)
             if heard < turn.duration_ms * BYTES_A_MS:
                 await self._give(conversation, turn, turn.pcm[heard:])
@@ -62,6 +66,7 @@ class Listener:
 
     async def release(self, conversation_id: str) -> None:
         for turn_id in self._heard.pop(conversation_id, {}):
+            self._broken.discard(turn_id)
             await self.transcriber.forget(turn_id)
 
     async def _give(self, conversation: Conversation, turn: OpenTurn, new: bytes) -> str | None:
@@ -73,7 +78,11 @@ class Listener:
             # Half heard is not heard: asked again, it is all given anew.
             await self._forget(conversation.id, turn.id)
             raise
+        except EngineFailure:
+            self._broken.add(turn.id)
+            raise
 
     async def _forget(self, conversation_id: str, turn_id: str) -> None:
+        self._broken.discard(turn_id)
         if self._heard[conversation_id].pop(turn_id, None) is not None:
             await self.transcriber.forget(turn_id)
