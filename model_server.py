@@ -165,12 +165,12 @@ def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
 """
 
 
-def _no_trace(record: logging.LogRecord) -> bool:
-    """What a client sends that is no UTF-8 is its mistake; uvicorn logs it as one of ours, with a traceback."""
+def _no_fault_of_ours(record: logging.LogRecord) -> bool:
+    """uvicorn reports as our errors what clients do: text that is no UTF-8, and handshakes that were refused."""
     if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], UnicodeDecodeError):
         record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
-    return True
+    return "without completing handshake" not in str(record.msg)
 
 
 class Server(uvicorn.Server):
@@ -205,7 +205,7 @@ def main() -> None:
         sys.exit(f"model_server.py: the certificate cannot be kept: {error}")
     manager: StreamManager = app.state.manager
     server = Server(_config(app, settings, own), manager)
-    logging.getLogger("uvicorn.error").addFilter(_no_trace)
+    logging.getLogger("uvicorn.error").addFilter(_no_fault_of_ours)
 
     def loaded() -> None:
         if manager.failed:
@@ -229,6 +229,9 @@ def _config(app: FastAPI, settings: Settings, own: Certificate | None) -> uvicor
         ws_max_size=settings.max_message_bytes,
         # Speech hardly gets smaller by it, and pays for the attempt with every frame.
         ws_per_message_deflate=False,
+        # A phone that changes its network leaves a socket that nobody closes, and cannot come back until that is found.
+        ws_ping_interval=10,
+        ws_ping_timeout=10,
         timeout_graceful_shutdown=3,
         ssl_certfile=own.certificate if own else None,
         ssl_keyfile=own.key if own else None,

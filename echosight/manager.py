@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from echosight import events as ev
@@ -35,6 +35,9 @@ LEAD_MS = 1_000
 LARGE_BYTES = 64 * 1024
 """Messages that may take longer to read than others should wait: pictures and whole recordings."""
 
+HANDOVER_S = 1.0
+"""A reader waits so long for the one before it: who comes back at once may find his former self still leaving."""
+
 GIVE_WAY_S = 10
 """A session that nobody is connected to, and that was left alone for so long, may be ended to make room."""
 
@@ -49,6 +52,7 @@ class _Place:
     sockets: int = 0
     touched: float = 0.0
     patience: float = 0.0
+    vacant: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class StreamManager:
@@ -86,7 +90,7 @@ class StreamManager:
 
     # --- life -----------------------------------------------------------------------------------
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the engine beside, so that /health can tell about it; on leaving, end all sessions."""
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._expire())]
@@ -155,7 +159,7 @@ class StreamManager:
         place.touched, place.patience = self._clock(), self.settings.idle_timeout_s
         return place.session
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def connect(
         self, key: str, options: SessionOptions | None = None, *, waits: bool = False
     ) -> AsyncIterator[Session]:
@@ -164,9 +168,8 @@ class StreamManager:
         When the socket is lost its answer stops, unless it `waits`; the session is kept `linger_s` for the caller to
         come back.
         """
-        session = await self.open(key, options)
-        place = self._places[key]
-        self._claim(place)
+        place = await self._claim(key, options)
+        session = place.session
         place.sockets += 1
         try:
             yield session
@@ -178,6 +181,7 @@ class StreamManager:
                 await session.stop("client_gone")
             if self.settings.linger_s == 0:
                 await self.end(key)
+            place.vacant.set()
 
     def live_options(self) -> SessionOptions:
         """What a session starts with. Speech keeps close to its playing, so that stopping it is heard."""
@@ -225,14 +229,24 @@ class StreamManager:
         if place is not None:
             await place.close()
 
-    @staticmethod
-    def _refuse_second_reader(place: _Place) -> None:
+    async def _vacancy(self, key: str, options: SessionOptions | None = None) -> _Place:
+        """The caller's place, once nobody reads there."""
+        await self.open(key, options)
+        if (place := self._places[key]).readers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANDOVER_S):
+                    await place.vacant.wait()
+            await self.open(key, options)  # the reader's session may have ended with it
+            place = self._places[key]
         if place.readers:
             raise InputError("This caller's answers are being read already", code="already_reading", status=409)
+        return place
 
-    def _claim(self, place: _Place) -> None:
-        self._refuse_second_reader(place)
+    async def _claim(self, key: str, options: SessionOptions | None = None) -> _Place:
+        place = await self._vacancy(key, options)
         place.readers += 1
+        place.vacant.clear()
+        return place
 
     async def read(self, size: int, work: Callable[[], T]) -> T:
         """Have a message of `size` bytes read: at once, or in a thread beside the event loop where it is large."""
@@ -249,8 +263,7 @@ class StreamManager:
 
     async def may_read(self, key: str) -> None:
         """Find out in time whether `generate` would refuse. Raises `EngineFull`, or `InputError` (409)."""
-        await self.open(key)
-        self._refuse_second_reader(self._places[key])
+        await self._vacancy(key)
 
     async def generate(self, key: str, item: Item | None = None) -> AsyncGenerator[ev.Output]:
         """The events of the caller's next answer, to its end; with `item`, of the answer to just that turn.
@@ -258,9 +271,8 @@ class StreamManager:
         Closing it stops the answer. Raises `InputError` (409) where the caller's answers are being read already, and
         `EchoSightError` where the server ends before the answer.
         """
-        session = await self.open(key)
-        place = self._places[key]
-        self._claim(place)
+        place = await self._claim(key)
+        session = place.session
         ended = False
         try:
             session.outbox.rewind()
@@ -281,6 +293,7 @@ class StreamManager:
             place.touched = self._clock()
             if not ended:
                 await session.stop("client_gone")
+            place.vacant.set()
 
     async def stop(self, key: str) -> None:
         """Stop the caller's own answer, if there is one."""

@@ -82,9 +82,17 @@ def main() -> None:
         else:
             _one_shot(args, speaker)
     except (EchoSightError, OSError, httpx.HTTPError, websockets.WebSocketException, TimeoutError) as error:
-        sys.exit(f"say: {error or type(error).__name__}")
+        sys.exit(f"say: {_reason(error, args.url)}")
     finally:
         speaker.close(args.out)
+
+
+def _reason(error: Exception, url: str) -> str:
+    """What to tell, and what helps where no server runs. An `OSError` that names no file is one of the network."""
+    unreached = isinstance(error, OSError) and error.filename is None and not isinstance(error, TimeoutError)
+    if unreached or isinstance(error, httpx.ConnectError):
+        return f"nobody answers at {url} ({error}); `uv run model_server.py` starts a server, --url names another"
+    return str(error) or type(error).__name__
 
 
 def _arguments() -> argparse.Namespace:

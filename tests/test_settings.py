@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from echosight.options import SessionOptions
 from echosight.settings import Settings
+from model_server import where
 
 VARIABLES = ("MODEL_ID", "API_TOKENS", "RECORD", "LOG_DIR", "SERVER_NAME", "SERVER_HOST", "SERVER_PORT", "SERVER_VOICE")
 
@@ -24,6 +25,18 @@ def test_defaults_are_those_of_the_readme() -> None:
     assert (settings.host, settings.port, settings.model, settings.record) == ("127.0.0.1", 32550, None, False)
     assert settings.session_options() == SessionOptions()
     assert settings.log_dir == Path("log_data")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("0.0.0.0", "http://localhost:32550"),
+        ("::1", "http://[::1]:32550"),
+        ("192.168.1.5", "http://192.168.1.5:32550"),
+    ],
+)
+def test_the_address_that_is_printed_can_be_opened(host: str, address: str) -> None:
+    assert where(Settings(host=host))[0] == address
 
 
 def test_flag_beats_variable_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,67 +19,77 @@ class Listener:
     def __init__(self, transcriber: Transcriber) -> None:
         self.transcriber = transcriber
         self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        """Conversation id -> turn id -> bytes of its speech that were given."""
+        """Conversation id -> utterance -> bytes of its speech that were given."""
         self._settling: set[str] = set()
+        self._broken: set[str] = set()
+        """Utterances that the transcriber failed in: they are heard anew when they are settled, and not before."""
 
     def knows(self, conversation: Conversation, turn: OpenTurn) -> bool:
         """Whether speech of the turn was given already."""
-        return turn.id in self._heard[conversation.id]
+        return _utterance(conversation, turn) in self._heard[conversation.id]
 
     async def hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
         """`pcm` was added to the turn; returns the partial text where it changed."""
-        heard = self._heard[conversation.id].get(turn.id)
-        if heard is not None and heard >= turn.duration_ms * BYTES_A_MS:
+        utterance = _utterance(conversation, turn)
+        heard = self._heard[conversation.id].get(utterance)
+        if utterance in self._broken or (heard is not None and heard >= turn.duration_ms * BYTES_A_MS):
             return None
-        return await self._give(conversation, turn, turn.pcm if heard is None else pcm)
+        return await self._give(conversation, utterance, turn.pcm if heard is None else pcm)
 
     async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
         """The transcript of all speech of the turn."""
         if not turn.duration_ms:
             return None
-        self._settling.add(turn.id)
+        utterance = _utterance(conversation, turn)
+        self._settling.add(utterance)
         try:
-            heard = self._heard[conversation.id].get(turn.id, 0)
+            if utterance in self._broken:
+                await self._forget(conversation.id, utterance)
+            heard = self._heard[conversation.id].get(utterance, 0)
             if heard < turn.duration_ms * BYTES_A_MS:
-                await self._give(conversation, turn, turn.pcm[heard:])
-            transcript = await self.transcriber.finish(_utterance(conversation.id, turn.id))
+                await self._give(conversation, utterance, turn.pcm[heard:])
+            transcript = await self.transcriber.finish(utterance)
         except EngineFailure:
             # Asked again, it is all heard anew.
-            await self._forget(conversation.id, turn.id)
+            await self._forget(conversation.id, utterance)
             raise
         finally:
-            self._settling.discard(turn.id)
+            self._settling.discard(utterance)
         if turn is not conversation.open:
-            await self._forget(conversation.id, turn.id)
+            await self._forget(conversation.id, utterance)
         return transcript
 
     async def tidy(self, conversation: Conversation) -> None:
         """Forget the turns that are over."""
-        current = conversation.open.id if conversation.open is not None else None
-        for turn_id in [*self._heard[conversation.id]]:
-            if turn_id != current and turn_id not in self._settling:
-                await self._forget(conversation.id, turn_id)
+        current = _utterance(conversation, conversation.open) if conversation.open is not None else None
+        for utterance in [*self._heard[conversation.id]]:
+            if utterance != current and utterance not in self._settling:
+                await self._forget(conversation.id, utterance)
 
     async def release(self, conversation_id: str) -> None:
-        for turn_id in self._heard.pop(conversation_id, {}):
-            await self.transcriber.forget(_utterance(conversation_id, turn_id))
+        for utterance in self._heard.pop(conversation_id, {}):
+            self._broken.discard(utterance)
+            await self.transcriber.forget(utterance)
 
-    async def _give(self, conversation: Conversation, turn: OpenTurn, new: bytes) -> str | None:
+    async def _give(self, conversation: Conversation, utterance: str, new: bytes) -> str | None:
         heard = self._heard[conversation.id]
-        heard[turn.id] = heard.get(turn.id, 0) + len(new)
+        heard[utterance] = heard.get(utterance, 0) + len(new)
         try:
-            utterance = _utterance(conversation.id, turn.id)
             return await self.transcriber.hear(utterance, new, conversation.language, conversation.id)
         except asyncio.CancelledError:
             # Half heard is not heard: asked again, it is all given anew.
-            await self._forget(conversation.id, turn.id)
+            await self._forget(conversation.id, utterance)
+            raise
+        except EngineFailure:
+            self._broken.add(utterance)
             raise
 
-    async def _forget(self, conversation_id: str, turn_id: str) -> None:
-        if self._heard[conversation_id].pop(turn_id, None) is not None:
-            await self.transcriber.forget(_utterance(conversation_id, turn_id))
+    async def _forget(self, conversation_id: str, utterance: str) -> None:
+        self._broken.discard(utterance)
+        if self._heard[conversation_id].pop(utterance, None) is not None:
+            await self.transcriber.forget(utterance)
 
 
-def _utterance(conversation_id: str, turn_id: str) -> str:
+def _utterance(conversation: Conversation, turn: OpenTurn) -> str:
     """Clients name their items as they like, so two conversations may have one of the same name."""
-    return f"{conversation_id}/{turn_id}"
+    return f"{conversation.id}/{turn.id}"

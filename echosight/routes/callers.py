@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.requests import HTTPConnection
@@ -12,7 +15,10 @@ from echosight.errors import InputError
 from echosight.manager import StreamManager
 from echosight.settings import Settings
 
+log = logging.getLogger(__name__)
+
 MAX_UID_CHARS = 256
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,24 @@ def admit(connection: HTTPConnection) -> None:
     """A dependency of every guarded route. Raises `InputError` 401."""
     if not settings_of(connection).admits(token_of(connection)):
         raise InputError("Missing or wrong token", code="invalid_api_key", status=401)
+
+
+def refuse_foreign_page(socket: HTTPConnection) -> None:
+    """Any page on the web may open a socket to this machine; without tokens, only its origin tells it from ours.
+
+    Raises `InputError` 403 for a page that is neither the server's own, nor one of this machine, nor in `cors_origins`.
+    Callers that are no pages name no origin.
+    """
+    origin, settings = socket.headers.get("origin"), settings_of(socket)
+    if origin is None or settings.api_tokens or {origin, "*"} & set(settings.cors_origins):
+        return
+    with contextlib.suppress(ValueError):
+        page = urlsplit(origin)
+        ours = (socket.headers.get("host"), socket.headers.get("x-forwarded-host"))
+        if page.hostname in LOOPBACK or (page.netloc and page.netloc in ours):
+            return
+    log.warning("A page of %.100r may not call here; --cors-origins lets its origin in", origin)
+    raise InputError("Pages of other origins may not call; see --cors-origins", code="foreign_origin", status=403)
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from echosight.conversation import Item
 from echosight.errors import EchoSightError, EngineFull, InputError
 from echosight.manager import StreamManager
-from echosight.routes.callers import Caller, body_of, caller, manager_of, settings_of
+from echosight.routes.callers import Caller, body_of, caller, manager_of, refuse_foreign_page, settings_of
 from echosight.settings import Settings
 from echosight.transport import receive, serve, sse
 from echosight.wire import Message
@@ -125,6 +125,7 @@ async def init_options(who: Known, manager: Manager, settings: Chosen, body: Bod
 async def ws_stream(socket: WebSocket) -> None:
     """Bodies as for /stream, one acknowledgement each; after ``subscribe`` the answers come on the same socket."""
     try:
+        refuse_foreign_page(socket)
         who = caller(socket)
     except InputError as error:
         await socket.send_denial_response(JSONResponse({"detail": error.message}, error.status))

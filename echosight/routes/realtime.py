@@ -16,7 +16,7 @@ from echosight.conversation import new_id
 from echosight.errors import EchoSightError, EngineFull, InputError, WireError
 from echosight.events import Failure
 from echosight.manager import StreamManager
-from echosight.routes.callers import admit, body_of, manager_of, settings_of, token_of
+from echosight.routes.callers import admit, body_of, manager_of, refuse_foreign_page, settings_of, token_of
 from echosight.routes.door import Door
 from echosight.routes.ephemeral import Secret, Secrets
 from echosight.session import Session
@@ -108,6 +108,8 @@ async def realtime(socket: WebSocket) -> None:
     owner = hashlib.sha256((token or "").encode()).hexdigest()
     query = socket.query_params
     try:
+        if secret is None:
+            refuse_foreign_page(socket)
         resumed = await desk.resume(query.get("session"), query.get("last_event"), owner)
         if resumed is not None:
             await _carry(socket, *resumed)

@@ -333,6 +333,17 @@ async def test_a_failing_transcriber_fails_the_turn_when_it_is_settled_and_not_b
     assert await engine.settle(conversation, conversation.open) == Transcript("640 bytes in all")
 
 
+async def test_a_turn_that_the_transcriber_failed_in_is_heard_anew_when_it_is_settled() -> None:
+    engine, ears, _, conversation = hearing()
+    for pcm in (A, B, C):
+        ears.fail = pcm is B  # it dies in the middle, and is there again
+        (part,) = say(conversation, pcm)
+        await engine.prefill(conversation, part)
+    assert conversation.open is not None
+    assert await engine.settle(conversation, conversation.open) == Transcript("1920 bytes in all")
+    assert ears.heard == {"t1": A + B + C}
+
+
 async def test_all_parts_start_or_none_stays_up() -> None:
     engine, _, _, _ = hearing()
     await engine.start()

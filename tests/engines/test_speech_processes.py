@@ -270,7 +270,7 @@ async def test_a_closed_pool_leaves_no_process() -> None:
 
 async def test_a_process_that_hangs_is_ended_and_started_again(voice: EspeakVoice) -> None:
     """Stopped, it is alive for the system and says nothing: only who asks it finds out."""
-    pool = Pool("echosight.engines.espeak_process", "espeak-ng", check_s=0.2)
+    pool = Pool("echosight.engines.espeak_process", "espeak-ng", check_s=0.5)
     await pool.start()
     voice.pool, idle = pool, voice.pool
     try:

@@ -277,6 +277,15 @@ async def test_a_second_reader_is_refused(server: Server) -> None:
         assert refused.status_code == 409
 
 
+async def test_who_comes_back_at_once_is_let_in(server: Server) -> None:
+    """Though the server may not have noticed yet that the stream before is closed."""
+    async with Caller(server.url, "restless") as me:
+        for _ in range(10):
+            async with me.answer():
+                pass
+        assert (await me.ask(typed("hello"))).end == "stop"
+
+
 async def test_the_client_closing_the_stream_stops_the_model(server: Server) -> None:
     async with Caller(server.url, "leaver") as me:
         await me.say(silence(0.1))

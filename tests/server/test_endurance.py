@@ -184,6 +184,34 @@ async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
         pass
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://[::1"])
+async def test_a_page_of_another_origin_opens_no_socket(server: Server, origin: str) -> None:
+    """The browser of whoever runs the server would let it."""
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        await websockets.connect(f"{server.ws}/ws/stream?uid=me", additional_headers={"Origin": origin})
+    assert refused.value.response.status_code == 403
+    assert "completing handshake" not in server.log, "a refusal is no error of the server"
+    async with websockets.connect(f"{server.ws}/v1/realtime", additional_headers={"Origin": origin}) as socket:
+        assert orjson.loads(await socket.recv())["error"]["code"] == "foreign_origin"
+        with pytest.raises(websockets.ConnectionClosed):
+            await socket.recv()
+
+
+async def test_pages_that_may_call_open_sockets(server: Server, serve: Serve) -> None:
+    friendly = serve("--cors-origins", "https://friend.example,https://other.example")
+    guarded = serve("--host", "127.0.0.1", API_TOKENS="red")
+    for one, origin in [
+        (server, server.url),
+        (server, "http://localhost:3000"),
+        (friendly, "https://friend.example"),
+        (guarded, "https://anywhere.example"),
+    ]:
+        for path in ("/ws/stream?uid=me&token=red", "/v1/realtime?token=red"):
+            async with websockets.connect(f"{one.ws}{path}", additional_headers={"Origin": origin}) as socket:
+                await socket.send('{"type": "subscribe"}')
+                assert "foreign_origin" not in str(await socket.recv())
+
+
 def resident_mb(pid: int) -> float:
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
     return int(line.split()[1]) / 1024

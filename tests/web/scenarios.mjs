@@ -42,6 +42,22 @@ const shifts = (page) =>
       }),
   );
 
+/** Controls that are not wholly inside the window, with as many of them as there can be. */
+const outside = (page) =>
+  page.evaluate(() => {
+    const there = { start: true, hold: false, end: false, flip: true };
+    const pushing = { start: false, hold: true, end: true, flip: true };
+    const found = [];
+    for (const shown of [there, pushing]) {
+      for (const [id, on] of Object.entries(shown)) document.getElementById(id).hidden = !on;
+      for (const button of document.querySelectorAll(".dock button:not([hidden])")) {
+        const { left, right, height } = button.getBoundingClientRect();
+        if (height && (left < 0 || right > innerWidth)) found.push(button.id);
+      }
+    }
+    return found;
+  });
+
 const scenarios = {
   /** Says something, hears the answer begin, talks over it, and hears the next answer to its end. */
   async talk(browser) {
@@ -244,6 +260,13 @@ const scenarios = {
   async looks(browser) {
     const violations = {};
     const widths = {};
+    const off = {};
+    for (const width of [320, 360, 390, 430, 768]) {
+      const page = await open(browser, given.url, { permissions: [], viewport: { width, height: 740 } });
+      await page.waitForFunction(() => document.getElementById("model").textContent);
+      off[width] = await outside(page);
+      await page.close();
+    }
     for (const colorScheme of ["light", "dark"]) {
       for (const [name, viewport] of Object.entries({ desktop: { width: 1280, height: 800 }, phone: { width: 360, height: 740 } })) {
         const page = await open(browser, given.url, { permissions: [], colorScheme, viewport });
@@ -255,7 +278,7 @@ const scenarios = {
         await page.close();
       }
     }
-    return { violations, widths };
+    return { violations, widths, off };
   },
 
   /** The person's choices reach the server and are there after a reload; the picture is sent only when it changes. */

@@ -240,6 +240,7 @@ def test_every_look_is_accessible(act: Act, server: Server) -> None:
     assert len(saw["violations"]) == 8
     assert not any(saw["violations"].values()), saw["violations"]
     assert max(saw["widths"].values()) <= 0  # nothing to scroll sideways
+    assert not any(saw["off"].values()), saw["off"]  # and, down to 320 pixels, no control where nobody can reach it
 
 
 def test_choices_reach_the_server(act: Act, server: Server, question: Path, still: Path) -> None:
