@@ -46,10 +46,9 @@ class Answering:
         self._hearing = hearing
         self._outbox = outbox
         self._clock = clock
-        self._seats = seats
         self._echo = EchoGuard()
-        self._maker = Maker(name, engine, outbox, clock)
-        self._asides = Asides(name, engine, conversation, hearing, outbox, self._maker, seats)
+        self._maker = Maker(name, engine, outbox, clock, seats)
+        self._asides = Asides(engine, conversation, hearing, self._maker)
         self._task: asyncio.Task[None] | None = None
         self._next: ev.Respond | None = None
 
@@ -123,8 +122,7 @@ class Answering:
             if self._drop_echo(conversation):
                 self._end(answer, "cancelled", "echo")
             else:
-                async with self._seats:  # there is one for every session, but for those that are made out of band
-                    await self._maker.make(answer, conversation, options)
+                await self._maker.make(answer, conversation, options)
                 self._end(answer, "completed")
         except Exception as error:
             self._hearing.answering = False
@@ -171,21 +169,15 @@ class Answering:
             await self.stop("client_cancelled")
 
     async def interrupt(self, reason: str) -> bool:
-        """The one way an answer is stopped: drop what is unsent, cancel, await, cut to what was heard."""
+        """Stop the answer that is being made. False if there is none."""
         self._next = None
-        task = self._task
-        if task is None or task.done():
+        task, answer = self._task, self.answers.latest
+        if task is None or answer is None or task.done():
             return False
-        answer = self.answers.latest
-        assert answer is not None
-        self._outbox.drop(answer.turn)
-        task.cancel()
         try:
-            await asyncio.wait([task])
-        finally:  # even where the client is lost just now: whoever comes back is told how it ended
-            self._outbox.drop(answer.turn)
-            if not answer.ended:
-                self._end(answer, "cancelled", reason)
+            await self._maker.stop(answer, task, reason)
+        finally:
+            self._hearing.answering = False
         return True
 
     def _cut_what_plays(self) -> bool:

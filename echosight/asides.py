@@ -11,7 +11,6 @@ from echosight.errors import InputError
 from echosight.hearing import Hearing
 from echosight.making import Maker
 from echosight.options import GenerateOptions
-from echosight.outbox import Outbox
 
 MAX_ASIDES = 4
 """Answers out of band that a session may have at once: each takes a conversation's room in the engine."""
@@ -20,23 +19,11 @@ MAX_ASIDES = 4
 class Asides:
     """The answers out of band that are being made. Speech does not interrupt them; they are cancelled by name."""
 
-    def __init__(
-        self,
-        name: str,
-        engine: Engine,
-        conversation: Conversation,
-        hearing: Hearing,
-        outbox: Outbox,
-        maker: Maker,
-        seats: asyncio.Semaphore,
-    ) -> None:
-        self._name = name
+    def __init__(self, engine: Engine, conversation: Conversation, hearing: Hearing, maker: Maker) -> None:
         self._engine = engine
         self._conversation = conversation
         self._hearing = hearing
-        self._outbox = outbox
         self._maker = maker
-        self._seats = seats
         self._made: dict[str, tuple[Answer, asyncio.Task[None]]] = {}
 
     def check_room(self) -> None:
@@ -47,7 +34,7 @@ class Asides:
                 code="conversation_already_has_active_response",
                 status=429,
             )
-        if self._seats.locked():
+        if self._maker.full:
             raise InputError("The engine makes all the answers that it can", code="engine_full", status=503)
 
     def get(self, turn: str) -> Answer | None:
@@ -55,8 +42,7 @@ class Asides:
 
     def begin(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
         """Answer `aside`, a conversation of its own."""
-        work = self._work(answer, aside, options)
-        task = asyncio.create_task(work, name=f"{self._name} {answer.turn}")
+        task = asyncio.create_task(self._work(answer, aside, options), name=f"out of band {answer.turn}")
         self._made[answer.turn] = answer, task
         task.add_done_callback(lambda _: self._made.pop(answer.turn, None))
 
@@ -64,15 +50,7 @@ class Asides:
         """Stop one of them; False where there is none of that name, or it has ended already."""
         if turn not in self._made or self._made[turn][0].ended:
             return False
-        answer, task = self._made[turn]
-        self._outbox.drop(turn)
-        task.cancel()
-        try:
-            await asyncio.wait([task])
-        finally:
-            self._outbox.drop(turn)
-            if not answer.ended:
-                self._maker.end(answer, "cancelled", "client_cancelled")
+        await self._maker.stop(*self._made[turn], "client_cancelled")
         return True
 
     async def close(self) -> None:
@@ -85,8 +63,7 @@ class Asides:
         try:
             await self.understand(aside)
             answer.mark("transcript")
-            async with self._seats:
-                await self._maker.make(answer, aside, options)
+            await self._maker.make(answer, aside, options)
             self._maker.end(answer, "completed")
         except Exception as error:
             self._maker.fail(answer, error)

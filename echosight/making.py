@@ -1,4 +1,4 @@
-"""How one answer is made: the engine's pieces, one by one, into the outbox."""
+"""How one answer is made and stopped: the engine's pieces, one by one, into the outbox."""
 
 from __future__ import annotations
 
@@ -19,17 +19,29 @@ log = logging.getLogger(__name__)
 
 
 class Maker:
-    """Makes answers for one session, each in the task that asks for it, and ends each exactly once."""
+    """Makes answers for one session, each in the task that asks for it, and ends each exactly once.
 
-    def __init__(self, name: str, engine: Engine, outbox: Outbox, clock: Callable[[], float]) -> None:
+    `seats` are the answers that the engine can make at once, for all sessions: every session has one for its own
+    conversation, but for those that are taken out of band.
+    """
+
+    def __init__(
+        self, name: str, engine: Engine, outbox: Outbox, clock: Callable[[], float], seats: asyncio.Semaphore
+    ) -> None:
+        self._seats = seats
         self._name = name
         self._engine = engine
         self._outbox = outbox
         self._clock = clock
 
+    @property
+    def full(self) -> bool:
+        """Whether the engine makes all the answers that it can."""
+        return self._seats.locked()
+
     async def make(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
-        """Answer. What goes wrong is raised; the answer is ended by the caller."""
-        async with aclosing(self._engine.generate(conversation, options)) as pieces:
+        """Answer, as soon as there is a seat. What goes wrong is raised; the answer is ended by the caller."""
+        async with self._seats, aclosing(self._engine.generate(conversation, options)) as pieces:
             async for piece in pieces:
                 news, delta = answer.take(piece)
                 for event in news:
@@ -45,6 +57,17 @@ class Maker:
             early_ms = answer.ledger.unplayed_ms(self._clock()) - lead_ms
             if early_ms > 0:
                 await asyncio.sleep(early_ms / 1000)
+
+    async def stop(self, answer: Answer, task: asyncio.Task[None], reason: str) -> None:
+        """The one way an answer is stopped: drop what is unsent, cancel, await, cut to what was heard."""
+        self._outbox.drop(answer.turn)
+        task.cancel()
+        try:
+            await asyncio.wait([task])
+        finally:  # even where the client is lost just now: whoever comes back is told how it ended
+            self._outbox.drop(answer.turn)
+            if not answer.ended:
+                self.end(answer, "cancelled", reason)
 
     def fail(self, answer: Answer, error: Exception) -> None:
         """End an answer that went wrong: with the words of an error that is meant for clients, and none of others."""
