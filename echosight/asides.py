@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from echosight.answer import Answer
-from echosight.conversation import Conversation, Item, OpenTurn
+from echosight.conversation import Conversation, OpenTurn
 from echosight.engines import Engine
 from echosight.errors import InputError
 from echosight.hearing import Hearing
@@ -75,12 +75,7 @@ class Asides:
         await self._hearing.transcribed()
         for at, item in enumerate(aside.items):
             aside.items[at] = self._conversation.get(item.id) or item
-            if _unheard(aside.items[at]):
+            if aside.items[at].unheard:
                 transcript = await self._engine.settle(aside, OpenTurn.of(item))
                 if transcript is not None:
                     aside.transcribed(item.id, transcript.text)
-
-
-def _unheard(item: Item) -> bool:
-    audio = item.audio
-    return item.role == "user" and audio is not None and audio.pcm is not None and audio.transcript is None

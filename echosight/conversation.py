@@ -105,6 +105,12 @@ class Item:
         return next(self.of(AudioPart), None)
 
     @property
+    def unheard(self) -> bool:
+        """Whether it holds speech of the user whose words are not known."""
+        audio = self.audio
+        return self.role == "user" and audio is not None and audio.pcm is not None and audio.transcript is None
+
+    @property
     def images(self) -> tuple[ImageFrame, ...]:
         return tuple(p.frame for p in self.of(ImagePart))
 

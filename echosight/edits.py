@@ -58,7 +58,7 @@ class Edits:
                 param="item.id",
             )
         previous = self._conversation.add(item, after)
-        if item.role == "user" and item.audio is not None and item.audio.transcript is None:
+        if item.unheard:
             self._hearing.understand(OpenTurn.of(item))
         self._announce(ev.ItemAdded(item, previous))
         self._announce(ev.ItemDone(item, previous))

@@ -226,7 +226,7 @@ async def _spoken(manager: StreamManager, settings: Settings, asked: SpeechReque
     async with aclosing(spoken):
         pcm = b"".join([piece async for piece in spoken])
     kind, encoding = _FILES[asked.response_format]
-    return _after(await manager.read(1 << 30, lambda: _encoded(pcm, kind, encoding)), _nothing())
+    return _once(await manager.read(1 << 30, lambda: _encoded(pcm, kind, encoding)))
 
 
 async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -236,9 +236,8 @@ async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[by
             yield piece
 
 
-async def _nothing() -> AsyncGenerator[bytes]:
-    return
-    yield b""
+async def _once(data: bytes) -> AsyncGenerator[bytes]:
+    yield data
 
 
 async def _speech_events(spoken: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

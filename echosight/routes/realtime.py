@@ -16,6 +16,7 @@ from echosight.conversation import new_id
 from echosight.errors import EchoSightError, EngineFull, InputError, WireError
 from echosight.events import Failure
 from echosight.manager import StreamManager
+from echosight.options import SessionOptions
 from echosight.routes.callers import admit, body_of, manager_of, refuse_foreign_page, settings_of, token_of
 from echosight.routes.door import Door
 from echosight.routes.ephemeral import Secret, Secrets
@@ -114,7 +115,7 @@ async def realtime(socket: WebSocket) -> None:
         if resumed is not None:
             await _carry(socket, *resumed)
             return
-        wire = _wire(socket, secret, BETA_PROTOCOL in offered)
+        wire = wire_of(socket, secret, settings_of(socket).session_options(), beta=BETA_PROTOCOL in offered)
         key = f"realtime/{new_id('key')}"
         await _begin(socket, desk, wire, owner, key)
     except EngineFull as error:
@@ -162,23 +163,34 @@ async def _serve(socket: WebSocket, live: Live, missed: list[str]) -> int | None
     return await serve(socket, live.wire, live.session)
 
 
-def _wire(socket: WebSocket, secret: Secret | None, beta: bool) -> RealtimeWire:
-    """The dialect of a connection, with what its key and its query choose beforehand."""
-    manager, settings = manager_of(socket), settings_of(socket)
-    beta = beta or "realtime=v1" in socket.headers.get("openai-beta", "")
+def wire_of(
+    connection: HTTPConnection,
+    secret: Secret | None,
+    options: SessionOptions,
+    *,
+    beta: bool,
+    speech_hz: int | None = None,
+) -> RealtimeWire:
+    """The dialect of a connection, with what its key and its query choose beforehand. Raises `WireError`."""
+    manager, settings, query = manager_of(connection), settings_of(connection), connection.query_params
     terms = Terms(
-        model=socket.query_params.get("model") or manager.engine.name,
+        model=query.get("model") or manager.engine.name,
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,
         max_pixels=settings.max_image_pixels,
         bridge_turn=settings.bridge_turn(),
         bridge_instructions=settings.default_system_prompt,
-        transcribes=socket.query_params.get("intent") == "transcription" or (secret is not None and secret.transcribes),
+        speech_hz=speech_hz,
+        transcribes=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
     )
-    wire = RealtimeWire(terms, settings.session_options(), beta=beta)
+    wire = RealtimeWire(terms, options, beta=beta or asks_for_beta(connection))
     if secret is not None:
         wire.configure(secret.session, flat=secret.flat)
     return wire
+
+
+def asks_for_beta(connection: HTTPConnection) -> bool:
+    return "realtime=v1" in connection.headers.get("openai-beta", "")
 
 
 def _token(socket: WebSocket) -> str | None:

@@ -22,10 +22,10 @@ from echosight.routes.callers import body_of, manager_of, settings_of, token_of
 from echosight.routes.door import Door
 from echosight.routes.ephemeral import Secret
 from echosight.routes.loudspeaker import FRAME_SAMPLES, RATE, Loudspeaker
-from echosight.routes.realtime import SESSION_S, desk_of
+from echosight.routes.realtime import asks_for_beta, desk_of, wire_of
 from echosight.session import Session
 from echosight.wire.content import read_json
-from echosight.wire.realtime import RealtimeWire, Terms
+from echosight.wire.realtime import RealtimeWire
 
 CHANNEL = "oai-events"
 
@@ -239,20 +239,9 @@ async def calls(request: Request) -> Response:
 
 
 def _wire(request: Request, secret: Secret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
-    """The dialect of a call, with what its key and its form choose beforehand. Raises `WireError`."""
-    manager, query = manager_of(request), request.query_params
-    terms = Terms(
-        model=query.get("model") or manager.engine.name,
-        voices=manager.engine.voices,
-        expires_at=int(time.time()) + SESSION_S,
-        max_pixels=settings_of(request).max_image_pixels,
-        speech_hz=RATE,
-        transcribes=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
-    )
-    beta = request.url.path == "/v1/realtime" or "realtime=v1" in request.headers.get("openai-beta", "")
-    wire = RealtimeWire(terms, manager.live_options(), beta=beta)
-    if secret is not None:
-        wire.configure(secret.session, flat=secret.flat)
+    """The dialect of a call, with what its form chooses beforehand too. Raises `WireError`."""
+    beta = request.url.path == "/v1/realtime" or asks_for_beta(request)
+    wire = wire_of(request, secret, manager_of(request).live_options(), beta=beta, speech_hz=RATE)
     if chosen is not None:
         wire.configure(chosen if beta else {"type": "realtime", **chosen}, flat=beta)
     return wire
