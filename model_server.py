@@ -14,92 +14,26 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 
 from echosight import __version__
-from echosight.engines.load import load
-from echosight.errors import EngineFull, InputError, SetupError
-from echosight.journal import Journal
-from echosight.manager import StreamManager
-from echosight.metrics import Metrics
-from echosight.routes import echosight as echosight_routes
-from echosight.routes import openai, realtime, system, web, webrtc
+from echosight.app import create_app
+from echosight.errors import SetupError
+from echosight.server.manager import StreamManager
+from echosight.server.transport import cut_streams
 from echosight.settings import Settings
-from echosight.transport import cut_streams
-from echosight.turns import VoiceActivity
-from vad_utils import SileroVADModel
 
 if TYPE_CHECKING:
-    from echosight.https import Certificate
+    from echosight.server.certificate import Certificate
 
 __all__ = ["StreamManager", "create_app", "main"]
 
 FAREWELL_S = 1.0
 """How long a client may take to read the end of its stream once the server is told to stop."""
-
-VAD_MODEL = Path(__file__).with_name("silero_vad.onnx")
-
-
-def create_app(settings: Settings) -> FastAPI:
-    """The application with everything in it; nothing of it is global. Raises `SetupError`."""
-    engine = load(settings)
-    metrics = Metrics(__version__, engine.name)
-    journal = Journal(
-        settings.log_dir / str(settings.port),
-        record=settings.record,
-        max_bytes=settings.max_record_mb << 20,
-        max_age_s=settings.max_record_days * 86_400,
-    )
-    manager = StreamManager(engine, settings, VoiceActivity(SileroVADModel(VAD_MODEL)), metrics, journal)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with manager.running():
-            yield
-
-    # The description of the API is for callers with a token, as all else: `system` serves it.
-    app = FastAPI(title=settings.server_name, version=__version__, lifespan=lifespan, openapi_url=None)
-    app.state.settings, app.state.manager, app.state.metrics = settings, manager, metrics
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
-        )
-    app.add_exception_handler(InputError, refuse)
-    app.add_exception_handler(EngineFull, defer)
-    app.include_router(system.open_router)
-    app.include_router(system.router)
-    app.include_router(web.router)
-    app.include_router(echosight_routes.router)
-    app.include_router(echosight_routes.router, prefix="/api/v1", include_in_schema=False)
-    app.include_router(echosight_routes.sockets)
-    realtime.install(app)
-    app.include_router(webrtc.router)
-    app.include_router(openai.router)
-    return app
-
-
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """What the caller did wrong, with its status."""
-    assert isinstance(error, InputError)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return JSONResponse({"detail": error.message, "code": error.code, "param": error.param}, error.status, headers)
-
-
-async def defer(_: Request, error: Exception) -> JSONResponse:
-    """No conversation can be added now."""
-    assert isinstance(error, EngineFull)
-    return JSONResponse(
-        {"detail": error.message, "code": error.code}, 503, headers={"Retry-After": str(error.retry_after)}
-    )
 
 
 def where(settings: Settings) -> tuple[str, str, Certificate | None]:
@@ -107,7 +41,7 @@ def where(settings: Settings) -> tuple[str, str, Certificate | None]:
     if not settings.https:
         host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host
         return f"http://{_in_url(host)}:{settings.port}", "", None
-    from echosight import https  # large, and few need it
+    from echosight.server import certificate as https  # large, and few need it
 
     names = https.names_of(settings.host)
     at = f"https://{_in_url(names[0])}:{settings.port}"
@@ -157,7 +91,7 @@ def greeting(settings: Settings, engine: str, at: str, phone: str = "") -> str:
   EchoSight {__version__} answers with: {engine}{model}
 
   Browser    {at}/
-{phone}  Terminal   uv run python -m echosight.say hello.wav --url {at}
+{phone}  Terminal   uv run python -m echosight.client.say hello.wav --url {at}
   curl       curl -N -H 'uid: me' -H 'Content-Type: application/json' -d @request.json {at}/completions
   Realtime   ws{at.removeprefix("http")}/v1/realtime   (any OpenAI Realtime client)
 {token}

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.workload import clip
 from echosight.conversation import AudioPart, Conversation, OpenTurn
 from echosight.engines import CallPiece, SpeechPiece, Summary, TextPiece
-from echosight.engines.cascade import Cascade
-from echosight.engines.load import load
-from echosight.engines.sentences import Splitter, speakable
+from echosight.engines.cascade.engine import Cascade
+from echosight.engines.cascade.sentences import Splitter, speakable
+from echosight.engines.registry import load
 from echosight.media import HEARD_HZ
 from echosight.options import GenerateOptions
 from echosight.settings import Settings

@@ -20,10 +20,10 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 
 from benchmarks.workload import PIECE, SILENCE_MS
-from echosight.audio import wav_bytes
-from echosight.engines.fake import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.audio.formats import wav_bytes
+from echosight.audio.silero import MODEL_PATH, WINDOW
+from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
 from echosight.media import AudioChunk
-from silero_numpy import MODEL_PATH, WINDOW
 
 app = FastAPI()
 options = onnxruntime.SessionOptions()

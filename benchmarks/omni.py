@@ -23,12 +23,12 @@ import torch
 from benchmarks.omni_models import SIZES, build
 from echosight.conversation import AudioPart, Item
 from echosight.engines import SpeechPiece, TextPiece
-from echosight.engines.omni.answer import Answer, Wish
-from echosight.engines.omni.memory import Memory, View
+from echosight.engines.omni.conversation_cache import Memory, View
+from echosight.engines.omni.generation import Answer, Wish
 from echosight.engines.omni.model import OmniModel
-from echosight.engines.omni.sampling import Taste
-from echosight.engines.omni.stage import Stage
+from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.state import Limits
+from echosight.engines.runtime.sampling import Taste
 from echosight.media import HEARD_HZ
 
 SYSTEM = "You are a helpful assistant."

@@ -14,7 +14,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from echosight.engines.omni.assemble import assemble
+from echosight.engines.omni.families import assemble
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.state import Limits
 from tests.engines.omni import tiny

@@ -17,7 +17,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.io import AudioInput, AudioOutput, AudioOutputCapabilities
 
 from benchmarks.workload import PIECE, SILENCE_MS
-from echosight.engines.fake import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
+from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
 SPEECH_HZ = 24_000
 app = FastAPI()

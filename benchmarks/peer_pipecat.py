@@ -39,7 +39,7 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 
 from benchmarks.workload import PIECE, SILENCE_MS
-from echosight.engines.fake import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
+from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
 SPEECH_HZ = 24_000
 app = FastAPI()

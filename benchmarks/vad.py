@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import numpy.typing as npt
 
-from echosight.turns import VoiceActivity
-from silero_numpy import MODEL_PATH
+from echosight.audio.silero import MODEL_PATH
+from echosight.turns.vad import BatchedVad
 from vad_utils import WINDOW, default_model
 
 Audio = npt.NDArray[np.int16]  # [steps, batch, 512]
@@ -40,7 +40,7 @@ def numpy_model(audio: Audio) -> Run:
 
 def voice_activity(audio: Audio) -> Run:
     loop = asyncio.new_event_loop()
-    activity = VoiceActivity()
+    activity = BatchedVad()
     pcm = [[window.tobytes() for window in stream] for stream in audio.swapaxes(0, 1)]
 
     async def user(windows: list[bytes]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from echosight.audio import decode_audio
-from echosight.engines.espeak import EspeakVoice
-from echosight.engines.fake import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.audio.formats import decode_audio
+from echosight.audio.resampling import resample
+from echosight.engines.stub import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.engines.tts.espeak import EspeakVoice
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import GenerateOptions, TurnOptions
-from echosight.resampling import resample
-from echosight.turns import SpeechEnded, TurnDetector
+from echosight.turns.detector import SpeechEnded, TurnDetector
 from vad_utils import WINDOW, default_model
 
 FRAMES_A_SECOND = 50

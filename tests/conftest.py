@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from echosight.audio import decode_audio
+from echosight.audio.formats import decode_audio
 from echosight.media import AudioChunk
 
 Flite = Callable[..., AudioChunk]

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from echosight.engines.fake import FakeEngine
+from echosight.engines.stub import FakeEngine
 from echosight.events import Audio, Output, TurnEnded
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import SessionOptions, TurnOptions
-from echosight.session import Session
-from echosight.turns import VoiceStream
+from echosight.session.session import Session
+from echosight.turns.vad import VadStream
 
 WINDOW_MS = 32
 
 
-class LoudnessVoice(VoiceStream):
+class LoudnessVoice(VadStream):
     """Loud is speech: windows with any sample but zero have probability 1."""
 
     def __init__(self) -> None: ...

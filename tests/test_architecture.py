@@ -1,36 +1,74 @@
-"""The floors of the house: a file imports only from floors below its own. Read it as the diagram."""
+"""The floors of the house: a file imports only from floors below its own. Read `FLOORS` as the diagram.
+
+`python -m tests.test_architecture` prints it with the number of imports between the rooms.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_FILES = 22
+"""Files in one folder, `__init__.py` aside: what a reader can still overlook."""
 
-FLOORS = (
-    {"model_server"},
-    {"routes", "client", "say"},
-    {"transport"},
-    {"manager"},
-    {"session", "analysis"},
-    {"answering", "edits"},
-    {"asides"},
-    {"making"},
-    {"answer", "hearing", "ear", "outbox", "echo_guard"},
-    {"ledger", "finished"},
-    {"wire", "engines", "turns", "journal", "metrics"},
-    {"audio", "pictures", "settings", "https"},
-    {"events"},
-    {"options"},
-    {"conversation", "resampling"},
-    {"media", "g711"},
-    {"errors", "vad_utils", "echosight"},
-    {"silero_numpy"},
-)
-FLOOR = {room: len(FLOORS) - at for at, rooms in enumerate(FLOORS) for room in rooms}
+FLOORS: dict[str, tuple[set[str], ...]] = {
+    "": ({"model_server"}, {"vad_utils"}, {"echosight"}),
+    "echosight": (
+        {"app", "client"},
+        {"routes"},
+        {"server"},
+        {"session", "wire"},
+        {"engines", "turns"},
+        {"vision", "settings"},
+        {"audio"},
+        {"events"},
+        {"options"},
+        {"conversation"},
+        {"media"},
+        {"errors"},
+    ),
+    "echosight.routes": (
+        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight"},
+        {"realtime", "system", "openai_common"},
+        {"auth", "openai_errors", "client_secrets", "playout"},
+    ),
+    "echosight.server": ({"transport"}, {"manager"}, {"recording", "metrics", "certificate"}),
+    "echosight.session": (
+        {"session"},
+        {"responses", "item_edits"},
+        {"out_of_band"},
+        {"generation"},
+        {"response", "user_turn", "outbox", "echo_guard"},
+        {"playback"},
+    ),
+    "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}),
+    "echosight.wire.realtime": (
+        {"wire"},
+        {"session_object", "responses", "server_events"},
+        {"items", "dialects"},
+        {"schema", "fields", "replay"},
+    ),
+    "echosight.engines": (
+        {"registry"},
+        {"cascade_parts", "omni", "minicpmo", "stub"},
+        {"cascade"},
+        {"llm", "stt", "tts"},
+        {"runtime"},
+    ),
+    "echosight.engines.runtime": (
+        {"huggingface"},
+        {"subprocess_pool", "supervisor", "http_client", "sse"},
+        {"ipc", "stderr", "retries", "progress", "worker", "extras", "sampling"},
+    ),
+    "echosight.audio": ({"formats", "speech_spans"}, {"resampling", "g711", "silero"}),
+    "echosight.turns": ({"audio_input"}, {"detector", "vad", "end_of_turn"}),
+}
 
 FILES = sorted(
     [*ROOT.glob("*.py"), *(file for file in ROOT.glob("echosight/**/*.py") if "node_modules" not in file.parts)]
@@ -42,25 +80,52 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_of(file) for file in FILES}
+MODULES = {module_of(file): file for file in FILES}
 
 
-def room_of(module: str) -> str:
-    """`echosight.wire.content` is in the room `wire`, `echosight` itself in `echosight`."""
-    first, _, rest = module.partition(".")
-    return rest.partition(".")[0] if first == "echosight" and rest else first
-
-
-def imports_of(file: Path) -> Iterator[str]:
+@cache
+def imports_of(file: Path) -> tuple[str, ...]:
     """The full name of every module that a file imports, wherever in the file."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name} imports relatively"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                yield name if name in MODULES else str(node.module)
+                names.append(name if name in MODULES else str(node.module))
+    return tuple(names)
+
+
+def rooms(importer: str, imported: str) -> tuple[str, str, str] | None:
+    """(house, room, room): the innermost folder that holds both, and where in it each of them is.
+
+    None where one holds the other: a folder's `__init__` is its contract, which the files in the folder may import.
+    """
+    mine, theirs = importer.split("."), imported.split(".")
+    depth = 0
+    while depth < min(len(mine), len(theirs)) and mine[depth] == theirs[depth]:
+        depth += 1
+    if depth in (len(mine), len(theirs)):
+        return None
+    return ".".join(mine[:depth]), mine[depth], theirs[depth]
+
+
+def floor(house: str, room: str) -> int:
+    """The number of a room's floor, counted from the top."""
+    for number, floor_rooms in enumerate(FLOORS[house]):
+        if room in floor_rooms:
+            return number
+    raise AssertionError(f"{room} belongs to no floor of {house or 'the top level'}")
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """(house, room, imported room) of every import that crosses from one room into another."""
+    for module, file in MODULES.items():
+        for imported in imports_of(file):
+            if imported in MODULES and (crossing := rooms(module, imported)) is not None:
+                yield crossing
 
 
 def name_of(file: Path) -> str:
@@ -69,25 +134,46 @@ def name_of(file: Path) -> str:
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_imports_point_downwards(file: Path) -> None:
-    room = room_of(module_of(file))
-    assert room in FLOOR, f"{name_of(file)} belongs to no floor"
+    module = module_of(file)
     for imported in imports_of(file):
-        below = room_of(imported)
-        if imported.partition(".")[0] == "echosight" or imported in MODULES:
-            assert below in FLOOR, f"{name_of(file)} imports {imported}, which belongs to no floor"
-            assert below == room or FLOOR[below] < FLOOR[room], f"{name_of(file)} imports {imported}"
+        if imported not in MODULES or (crossing := rooms(module, imported)) is None:
+            continue
+        house, mine, theirs = crossing
+        if house in FLOORS:
+            assert floor(house, mine) < floor(house, theirs), f"{name_of(file)} imports {imported}"
+
+
+def test_the_plan_lists_the_rooms_that_exist_and_no_others() -> None:
+    for house, floors in FLOORS.items():
+        listed = [room for floor_rooms in floors for room in floor_rooms]
+        depth = house.count(".") + 1 if house else 0
+        exist = {
+            module.split(".")[depth]
+            for module in MODULES
+            if (not house or module.startswith(f"{house}.")) and len(module.split(".")) > depth
+        }
+        assert sorted(listed) == sorted(exist), f"rooms of {house or 'the top level'}"
+
+
+def test_no_folder_is_crowded() -> None:
+    folders = Counter(file.parent for file in FILES if file.name != "__init__.py")
+    crowded = {name_of(folder): count for folder, count in folders.items() if count > MAX_FILES}
+    assert not crowded
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_the_web_framework_is_known_to_three(file: Path) -> None:
-    if room_of(module_of(file)) not in {"model_server", "routes", "transport"}:
-        known = {name.partition(".")[0] for name in imports_of(file)}
-        assert not known & {"fastapi", "starlette", "sse_starlette"}
+def test_the_web_framework_is_known_to_few(file: Path) -> None:
+    module = module_of(file)
+    if module in ("model_server", "echosight.app", "echosight.server.transport") or module.startswith(
+        ("echosight.routes", "echosight.wire.openai")
+    ):
+        return
+    assert not {name.partition(".")[0] for name in imports_of(file)} & {"fastapi", "starlette", "sse_starlette"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_threads_are_known_to_the_worker(file: Path) -> None:
-    if module_of(file) == "echosight.engines.worker":
+    if module_of(file) == "echosight.engines.runtime.worker":
         return
     assert not {name.partition(".")[0] for name in imports_of(file)} & {"threading", "concurrent"}
     used = {node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
@@ -95,5 +181,20 @@ def test_threads_are_known_to_the_worker(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_nobody_imports_the_program(file: Path) -> None:
+def test_nothing_imports_the_program(file: Path) -> None:
     assert "model_server" not in imports_of(file)
+
+
+def show() -> None:
+    """Print the floors of each house, and how often the rooms import from each other."""
+    count = Counter(arrows())
+    for house, floors in FLOORS.items():
+        print(f"\n{house or 'top level'}")
+        for number, floor_rooms in enumerate(floors):
+            print(f"  {len(floors) - number:2}  {'  '.join(sorted(floor_rooms))}")
+        for (_, mine, theirs), times in sorted(item for item in count.items() if item[0][0] == house):
+            print(f"      {mine} -> {theirs}  {times}")
+
+
+if __name__ == "__main__":
+    show()

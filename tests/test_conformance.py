@@ -10,12 +10,12 @@ import orjson
 import pytest
 
 from echosight import events as ev
-from echosight.engines.fake import FakeEngine
+from echosight.audio.resampling import resample
+from echosight.engines.stub import FakeEngine
 from echosight.media import AudioChunk
 from echosight.options import SessionOptions
-from echosight.resampling import resample
-from echosight.session import Session
-from echosight.turns import VoiceActivity
+from echosight.session.session import Session
+from echosight.turns.vad import BatchedVad
 from echosight.wire import Message, Wire
 from echosight.wire.echosight import EchoSightWire
 from echosight.wire.realtime import RealtimeWire, Terms
@@ -41,7 +41,7 @@ def over_the_echosight_socket(pcm: bytes) -> Iterator[Message]:
 
 async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
     """Everything that a session with the real turn detector says, under names that do not change."""
-    session = Session("s", FakeEngine(), VoiceActivity().stream(), SessionOptions(), clock=lambda: 0.0)
+    session = Session("s", FakeEngine(), BatchedVad().stream(), SessionOptions(), clock=lambda: 0.0)
     told: list[ev.Output] = []
     for message in messages:
         for said in wire.receive(message):

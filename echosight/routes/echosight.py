@@ -14,13 +14,13 @@ from sse_starlette import EventSourceResponse
 
 from echosight.conversation import Item
 from echosight.errors import EchoSightError, EngineFull, InputError
-from echosight.manager import StreamManager
-from echosight.routes.callers import Caller, body_of, caller, manager_of, refuse_foreign_page, settings_of
+from echosight.routes.auth import Caller, body_of, caller, manager_of, refuse_foreign_page, settings_of
+from echosight.server.manager import StreamManager
+from echosight.server.transport import receive, serve, sse
 from echosight.settings import Settings
-from echosight.transport import receive, serve, sse
 from echosight.wire import Message
-from echosight.wire.content import Content, Limits, read_content, read_json, read_options
 from echosight.wire.echosight import EchoSightWire, Records, acknowledgement, finish_reason
+from echosight.wire.echosight_messages import Content, Limits, read_content, read_json, read_options
 
 Known = Annotated[Caller, Depends(caller)]
 Manager = Annotated[StreamManager, Depends(manager_of)]

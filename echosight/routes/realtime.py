@@ -9,20 +9,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.requests import HTTPConnection
 
 from echosight.conversation import new_id
-from echosight.errors import EchoSightError, EngineFull, InputError, WireError
+from echosight.errors import EchoSightError, EngineFull, InputError
 from echosight.events import Failure
-from echosight.manager import StreamManager
 from echosight.options import SessionOptions
-from echosight.routes.callers import admit, body_of, manager_of, refuse_foreign_page, settings_of, token_of
-from echosight.routes.door import Door
-from echosight.routes.ephemeral import Secret, Secrets
-from echosight.session import Session
-from echosight.transport import serve
-from echosight.wire.content import read_json
+from echosight.routes.auth import manager_of, refuse_foreign_page, settings_of, token_of
+from echosight.routes.client_secrets import Secret, Secrets
+from echosight.server.manager import StreamManager
+from echosight.server.transport import serve
+from echosight.session.session import Session
 from echosight.wire.realtime import RealtimeWire, Terms, error_message
 
 KEY_PROTOCOL = "openai-insecure-api-key."
@@ -35,7 +33,6 @@ MAX_REASON_BYTES = 123
 GOODBYE = (1000, 1005)
 """Close codes of clients that do not come back."""
 
-router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=Door)
 sockets = APIRouter()
 
 
@@ -78,13 +75,6 @@ class Desk:
             await live.free.wait()
         missed = live.wire.log.since(last_event or "")
         return None if missed is None or live.session.outbox.closed else (live, missed)
-
-
-def install(app: FastAPI) -> None:
-    """Add the Realtime protocol to an application."""
-    app.state.realtime = Desk()
-    app.include_router(router)
-    app.include_router(sockets)
 
 
 def desk_of(connection: HTTPConnection) -> Desk:
@@ -206,65 +196,3 @@ async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> Non
     with contextlib.suppress(WebSocketDisconnect):
         await socket.send_text(error_message(Failure(error.code, error.message, param)))
         await socket.close(code, error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
-
-
-# --- keys -------------------------------------------------------------------------------------------
-
-
-@router.post("/v1/realtime/client_secrets")
-async def client_secrets(request: Request) -> dict[str, Any]:
-    """An ephemeral key for a browser, and the session that it will open."""
-    body = await _body(request)
-    session = {} if body.get("session") is None else body["session"]
-    if not isinstance(session, dict):
-        raise WireError("session must be an object", code="invalid_type", param="session")
-    secret, shown = _issue(request, {"type": "realtime", **session}, _seconds(body, "expires_after"), flat=False)
-    return {"value": secret.value, "expires_at": secret.expires_at, "session": shown}
-
-
-@router.post("/v1/realtime/sessions")
-@router.post("/v1/realtime/transcription_sessions")
-async def sessions(request: Request) -> dict[str, Any]:
-    """The same for beta clients: a flat session with its key inside."""
-    transcribes = request.url.path.endswith("transcription_sessions")
-    body = await _body(request)
-    inside = body.pop("client_secret", None)
-    seconds = _seconds(inside, "expires_after") if isinstance(inside, dict) else 60
-    secret, shown = _issue(request, body, seconds, flat=True, transcribes=transcribes)
-    return shown | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
-
-
-def _issue(
-    request: Request, session: dict[str, Any], seconds: int, *, flat: bool, transcribes: bool = False
-) -> tuple[Secret, dict[str, Any]]:
-    """A key for a session. Raises `WireError` where there cannot be such a one."""
-    manager, settings = manager_of(request), settings_of(request)
-    model = session.get("model")
-    terms = Terms(
-        model=model if isinstance(model, str) else manager.engine.name,
-        voices=manager.engine.voices,
-        expires_at=int(time.time()) + SESSION_S,
-        transcribes=transcribes,
-    )
-    wire = RealtimeWire(terms, settings.session_options(), beta=flat)
-    wire.configure(session, flat=flat)
-    secret = desk_of(request).secrets.issue(seconds, session, flat, transcribes)
-    return secret, {**wire.session, "id": new_id("sess")}
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    data = await body_of(request)
-    body = read_json(data) if data else {}
-    if not isinstance(body, dict):
-        raise WireError("The body must be an object", code="invalid_type")
-    return body
-
-
-def _seconds(body: dict[str, Any], name: str) -> int:
-    given = {} if body.get(name) is None else body[name]
-    if isinstance(given, dict) and given.get("anchor", "created_at") != "created_at":
-        raise InputError(f"{name}.anchor must be 'created_at'", param=f"{name}.anchor")
-    seconds = given.get("seconds", 600) if isinstance(given, dict) else None
-    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
-        raise InputError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
-    return seconds

@@ -11,9 +11,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from echosight import __version__
-from echosight.manager import StreamManager
-from echosight.metrics import CONTENT_TYPE
-from echosight.routes.callers import admit, manager_of
+from echosight.routes.auth import admit, manager_of
+from echosight.server.manager import StreamManager
+from echosight.server.metrics import CONTENT_TYPE
 from echosight.settings import Settings
 
 open_router = APIRouter(tags=["system"])

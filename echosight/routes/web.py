@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from echosight.routes.callers import admit, manager_of, settings_of
+from echosight.routes.auth import admit, manager_of, settings_of
 from echosight.routes.system import about
 
 FOLDER = Path(__file__).parent.parent / "web"

@@ -13,18 +13,18 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from echosight import events as ev
-from echosight.audio import downmix
+from echosight.audio.formats import downmix
 from echosight.conversation import new_id
 from echosight.errors import InputError, SetupError, WireError
-from echosight.manager import StreamManager
 from echosight.media import AudioChunk
-from echosight.routes.callers import body_of, manager_of, settings_of, token_of
-from echosight.routes.door import Door
-from echosight.routes.ephemeral import Secret
-from echosight.routes.loudspeaker import FRAME_SAMPLES, RATE, Loudspeaker
+from echosight.routes.auth import body_of, manager_of, settings_of, token_of
+from echosight.routes.client_secrets import Secret
+from echosight.routes.openai_errors import Door
+from echosight.routes.playout import FRAME_SAMPLES, RATE, Loudspeaker
 from echosight.routes.realtime import asks_for_beta, desk_of, wire_of
-from echosight.session import Session
-from echosight.wire.content import read_json
+from echosight.server.manager import StreamManager
+from echosight.session.session import Session
+from echosight.wire.echosight_messages import read_json
 from echosight.wire.realtime import RealtimeWire
 
 CHANNEL = "oai-events"

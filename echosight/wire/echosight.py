@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 
 from echosight import events as ev
-from echosight.audio import wav_bytes
+from echosight.audio.formats import wav_bytes
 from echosight.conversation import chunk_of
 from echosight.errors import WireError
 from echosight.media import HEARD_HZ, AudioChunk
 from echosight.options import SessionOptions, TurnOptions
 from echosight.wire import Message
-from echosight.wire.choices import turn_options
-from echosight.wire.content import Content, Limits, read_content, read_items, read_json
+from echosight.wire.echosight_messages import Content, Limits, read_content, read_items, read_json
+from echosight.wire.turn_detection import turn_options
 
 MS_SAMPLES = HEARD_HZ // 1000
 

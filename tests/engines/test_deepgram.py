@@ -11,9 +11,10 @@ from pydantic import SecretStr
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from echosight.engines.deepgram import DeepgramTranscriber, transcriber, voice
-from echosight.engines.http.upstream import Refused
-from echosight.engines.retries import Unavailable
+from echosight.engines.runtime.http_client import Refused
+from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.stt.deepgram import DeepgramTranscriber, transcriber
+from echosight.engines.tts.deepgram import voice
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
@@ -108,7 +109,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr("echosight.engines.retries.sleep", sleep)
+    monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
     return made
 
 
@@ -147,8 +148,8 @@ async def test_one_that_stays_broken_fails(service: Service, pauses: list[float]
 
 
 async def test_the_last_words_may_never_be_final(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echosight.engines.deepgram.CONNECT_S", 0.2)
-    monkeypatch.setattr("echosight.engines.deepgram.FINAL_S", 0.2)
+    monkeypatch.setattr("echosight.engines.stt.deepgram.CONNECT_S", 0.2)
+    monkeypatch.setattr("echosight.engines.stt.deepgram.FINAL_S", 0.2)
     service.silent_end = True
     async with hearing(service) as ears:
         await ears.hear("u", PCM)

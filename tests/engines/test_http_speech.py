@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.audio import decode_audio, wav_bytes
-from echosight.engines.http import stt, tts
-from echosight.engines.http.stt import OpenAITranscriber
-from echosight.engines.http.tts import OpenAIVoice
-from echosight.engines.http.upstream import Refused, Upstream
-from echosight.engines.http.wav import WavStream
-from echosight.engines.retries import Unavailable
+from echosight.audio.formats import decode_audio, wav_bytes
+from echosight.engines.runtime.http_client import Refused, Upstream
+from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.stt import openai_http as stt
+from echosight.engines.stt.openai_http import OpenAITranscriber
+from echosight.engines.tts import openai_http as tts
+from echosight.engines.tts.openai_http import OpenAIVoice
+from echosight.engines.tts.wav_stream import WavStream
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions
@@ -73,7 +74,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr("echosight.engines.retries.sleep", sleep)
+    monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
     return made
 
 
@@ -151,11 +152,11 @@ async def test_an_answer_that_never_ends_is_not_waited_for(server: Server, pause
     await ears.upstream.start()
     await ears.hear("u", tone(16_000))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("echosight.engines.http.upstream.CONNECT_S", 0.0)
+        patch.setattr("echosight.engines.runtime.http_client.CONNECT_S", 0.0)
         with pytest.raises(Unavailable, match="was not done within"):
             await ears.finish("u")
-        patch.setattr("echosight.engines.http.upstream.CONNECT_S", 60.0)
-        patch.setattr("echosight.engines.http.upstream.ANSWER_BYTES", 5)
+        patch.setattr("echosight.engines.runtime.http_client.CONNECT_S", 60.0)
+        patch.setattr("echosight.engines.runtime.http_client.ANSWER_BYTES", 5)
         with pytest.raises(EngineFailure, match="without end"):
             await ears.finish("u")
     await ears.close()

@@ -9,10 +9,10 @@ import pytest
 
 from echosight.conversation import AudioPart, Conversation, OpenTurn
 from echosight.engines import SpeechPiece, Summary, TextPiece
-from echosight.engines.cascade import Cascade
-from echosight.engines.transformers_chat import TransformersChat, build_author
-from echosight.engines.vits import voice
-from echosight.engines.whisper import Decoder, Guards, WhisperTranscriber, read_model
+from echosight.engines.cascade.engine import Cascade
+from echosight.engines.llm.transformers.chat import TransformersChat, build_author
+from echosight.engines.stt.whisper import Decoder, Guards, WhisperTranscriber, read_model
+from echosight.engines.tts.vits import voice
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 from tests.conftest import Flite
@@ -22,8 +22,8 @@ from tests.conftest import Flite
 async def cascade(tmp_path: Path) -> AsyncIterator[Cascade]:
     for module in ("torch", "transformers", "faster_whisper", "ctranslate2"):
         pytest.importorskip(module)
+    from tests.engines.stt.tiny_whisper import write_whisper
     from tests.engines.tiny_local import write_llama, write_vits
-    from tests.engines.tiny_whisper import write_whisper
 
     folders = [tmp_path / name for name in ("whisper", "llama", "vits")]
     for folder in folders:

@@ -12,9 +12,9 @@ import httpx
 import orjson
 import websockets
 
-from echosight.audio import decode_audio, wav_bytes
+from echosight.audio.formats import decode_audio, wav_bytes
+from echosight.audio.resampling import resample
 from echosight.media import HEARD_HZ, AudioChunk
-from echosight.resampling import resample
 
 Record = dict[str, Any]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echosight.audio import decode_audio, wav_bytes
+from echosight.audio.formats import decode_audio, wav_bytes
 from echosight.media import AudioChunk
 from tests.conftest import Flite
-from tests.engines.llama.programs import KINDS, llama
+from tests.engines.llm.llama.programs import KINDS, llama
 from tests.engines.upstream import Handler, Reply, Request, Server, answer, finished, sse, text, upstream
 from tests.server.echosight_client import Caller, silence, sound, typed
 from tests.server.serving import Serve

@@ -14,8 +14,8 @@ import pytest
 import websockets
 from PIL import Image
 
+from echosight.audio.resampling import resample
 from echosight.media import AudioChunk
-from echosight.resampling import resample
 from tests.conftest import Flite
 from tests.server.echosight_client import (
     Caller,

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from echosight.audio import decode_audio
+from echosight.audio.formats import decode_audio
 from echosight.media import AudioChunk
 from tests.conftest import Flite
 from tests.server.echosight_client import (

@@ -13,9 +13,9 @@ import orjson
 import pytest
 from PIL import Image
 
-from echosight.audio import decode_audio, wav_bytes
+from echosight.audio.formats import decode_audio, wav_bytes
 from echosight.media import Transcript, Word
-from echosight.routes import transcripts
+from echosight.wire.openai import transcription as transcripts
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server
 

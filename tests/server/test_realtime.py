@@ -14,8 +14,8 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from echosight.resampling import resample
-from echosight.routes.ephemeral import Secrets
+from echosight.audio.resampling import resample
+from echosight.routes.client_secrets import Secrets
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server, running
 

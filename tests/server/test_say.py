@@ -1,4 +1,4 @@
-"""`python -m echosight.say`, as whoever follows the README runs it."""
+"""`python -m echosight.client.say`, as whoever follows the README runs it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from echosight.audio import decode_audio
+from echosight.audio.formats import decode_audio
 from tests.server.serving import ROOT, Server, free_port
 
 HELLO = ROOT / "docs" / "hello.wav"
 
 
 def say(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "echosight.say", *arguments]
+    command = [sys.executable, "-m", "echosight.client.say", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from echosight.resampling import resample
+from echosight.audio.resampling import resample
 from tests.conftest import Flite
 from tests.server.serving import Server
 

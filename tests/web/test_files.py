@@ -12,11 +12,11 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from echosight.engines.fake import FakeEngine
+from echosight.app import refuse
+from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
 from echosight.routes import web
 from echosight.settings import Settings
-from model_server import refuse
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from echosight import events as ev
-from echosight.engines.fake import FakeEngine
+from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
 from echosight.wire.realtime import RealtimeWire, Terms
 from tests.rig import Bench, bench
@@ -43,7 +43,7 @@ class Client:
         await self.send_raw(orjson.dumps({"type": type_, **fields}).decode())
 
     async def send_raw(self, message: str | bytes) -> None:
-        """As `echosight.transport` does it."""
+        """As `echosight.server.transport` does it."""
         try:
             for event in self.wire.receive(message):
                 await self.bench.session.feed(event)

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight import events as ev
-from echosight.audio import decode_audio
+from echosight.audio.formats import decode_audio
 from echosight.conversation import AudioPart, Item
 from echosight.errors import InputError, WireError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions, SessionOptions
-from echosight.wire.content import Limits, read_content, read_options
 from echosight.wire.echosight import EchoSightWire, Records, acknowledgement
+from echosight.wire.echosight_messages import Limits, read_content, read_options
 
 SPEECH = AudioChunk(b"\1\2" * 240, 24_000)
 

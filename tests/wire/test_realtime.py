@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from echosight.engines import CallPiece, Summary, TextPiece
-from echosight.engines.fake import FakeEngine, words
+from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure
 from echosight.events import Usage
 from tests.wire.realtime_rig import QUIET, Client, client

@@ -7,8 +7,8 @@ import base64
 
 import pytest
 
-from echosight.engines.fake import FakeEngine, words
-from echosight.g711 import alaw_encode, ulaw_decode, ulaw_encode
+from echosight.audio.g711 import alaw_encode, ulaw_decode, ulaw_encode
+from echosight.engines.stub import FakeEngine, words
 from tests.wire.realtime_rig import LOUD, QUIET, client, pcm
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.engines.fake import FakeEngine, words
+from echosight.engines.stub import FakeEngine, words
 from echosight.errors import WireError
 from echosight.options import SessionOptions
 from echosight.wire.realtime import RealtimeWire, Terms

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from echosight.conversation import AudioPart
-from echosight.engines.fake import FakeEngine, words
+from echosight.engines.stub import FakeEngine, words
 from tests.wire.realtime_rig import Client, client
 
 TEXT = "it was the best of times, it was the worst of times, it was the age of wisdom"

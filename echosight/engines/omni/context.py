@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from echosight.engines.omni import positions
-from echosight.engines.omni.rows import trim
+from echosight.engines.omni.batched_kv_cache import trim
 
 if TYPE_CHECKING:
     from echosight.engines.omni.model import OmniModel

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
 from echosight.engines import Piece, Summary, Transcriber
-from echosight.engines.listener import Listener
-from echosight.engines.loading import Loading
-from echosight.engines.omni.rounds import Rounds
-from echosight.engines.worker import Worker
+from echosight.engines.cascade.listener import Listener
+from echosight.engines.omni.batch_scheduler import Rounds
+from echosight.engines.runtime.progress import Loading
+from echosight.engines.runtime.worker import Worker
 from echosight.errors import EngineFailure
 from echosight.media import HEARD_HZ, Transcript
 from echosight.options import GenerateOptions
 
 if TYPE_CHECKING:
-    from echosight.engines.omni.answer import Answer, Wish
-    from echosight.engines.omni.memory import View
-    from echosight.engines.omni.stage import Stage
+    from echosight.engines.omni.conversation_cache import View
+    from echosight.engines.omni.generation import Answer, Wish
+    from echosight.engines.omni.model_runner import Stage
 
 DEFAULT_REPLY_TOKENS = 1024
 
@@ -129,8 +129,8 @@ class OmniEngine:
         return isinstance(part, AudioPart) and turn.duration_ms * HEARD_HZ // 1000 >= needed
 
     def _wish(self, conversation: Conversation, options: GenerateOptions) -> Wish:
-        from echosight.engines.omni.answer import Wish
-        from echosight.engines.omni.sampling import Taste
+        from echosight.engines.omni.generation import Wish
+        from echosight.engines.runtime.sampling import Taste
 
         model = self._stage.model
         known = {voice.lower(): voice for voice in self.voices}
@@ -162,7 +162,7 @@ def _failing() -> Iterator[None]:
 
 
 def _view(conversation: Conversation, preamble: str, turn: OpenTurn | None) -> View:
-    from echosight.engines.omni.memory import View
+    from echosight.engines.omni.conversation_cache import View
 
     system = _lines(preamble, conversation.instructions, _in_language(conversation.language))
     return View(conversation.id, tuple(conversation.items), system, turn.close() if turn is not None else None)

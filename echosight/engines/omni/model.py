@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from echosight.engines.omni.batched_kv_cache import Rows, RowStep
 from echosight.engines.omni.context import Context, Picture, Segment
 from echosight.engines.omni.graphs import Recorder
 from echosight.engines.omni.mel import StreamingLogMel
-from echosight.engines.omni.rows import Rows, RowStep
-from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose, penalise
 from echosight.engines.omni.state import Limits, Mouth, Thought
 from echosight.engines.omni.tokens import Tokens
 from echosight.engines.omni.vocoder import Vocoder
+from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose, penalise
 from echosight.media import ImageFrame
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from echosight.engines.omni.batched_kv_cache import RowStep, trim
 from echosight.engines.omni.context import Context, Segment
 from echosight.engines.omni.dit import Speaker, WindowedVocoder
 from echosight.engines.omni.graphs import Recorder
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.positions import decode_places, prompt_places
-from echosight.engines.omni.rows import RowStep, trim
-from echosight.engines.omni.sampling import Dice, Taste, Tastes
 from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import Vocoder
+from echosight.engines.runtime.sampling import Dice, Taste, Tastes
 
 
 class Qwen2_5Omni(OmniModel):

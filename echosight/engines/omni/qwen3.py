@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from echosight.engines.omni.batched_kv_cache import Brief, RowStep, trim
 from echosight.engines.omni.context import Context, Segment
 from echosight.engines.omni.graphs import Recorder
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.positions import decode_places, prompt_places
-from echosight.engines.omni.rows import Brief, RowStep, trim
-from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose
 from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import CausalVocoder, Vocoder
+from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose
 
 SUPPRESSED = 1024
 """The last ids of the talker's vocabulary are special tokens, never spoken."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from echosight.engines.omni.sampling import Dice, Taste
 from echosight.engines.omni.vocoder import Frame
+from echosight.engines.runtime.sampling import Dice, Taste
 
 MAX_FRAMES = 4096
 """Steps of the talker in one answer: 82 s at 50 a second. What upstream allows too."""

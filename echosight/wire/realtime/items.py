@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from echosight.audio.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
+from echosight.audio.resampling import resample
 from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart, ToolCall, ToolResult, chunk_of, new_id
 from echosight.errors import InputError, WireError
-from echosight.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
 from echosight.media import HEARD_HZ, AudioChunk
-from echosight.pictures import read_data_uri, read_image
-from echosight.resampling import resample
+from echosight.vision.images import read_data_uri, read_image
 from echosight.wire.realtime import schema
 from echosight.wire.realtime.fields import invalid
 

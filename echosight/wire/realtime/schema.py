@@ -80,7 +80,7 @@ class CustomVoice(Open):
 
 
 class AudioInput(Closed):
-    """`turn_detection` is checked where it is understood: in `echosight.wire.choices`."""
+    """`turn_detection` is checked where it is understood: in `echosight.wire.turn_detection`."""
 
     format: Format | None = None
     transcription: Transcription | None = None

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from echosight.options import GenerateOptions, SessionOptions, TurnOptions
-from echosight.wire.choices import turn_options
 from echosight.wire.realtime import schema
 from echosight.wire.realtime.items import codec_of
+from echosight.wire.turn_detection import turn_options
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from echosight.conversation import Conversation, Item
 from echosight.errors import WireError
 from echosight.options import SessionOptions, TurnOptions
 from echosight.wire import Message
-from echosight.wire.content import read_json
+from echosight.wire.echosight_messages import read_json
 from echosight.wire.realtime import schema, session_object
 from echosight.wire.realtime.dialects import BETA, BRIDGE, GA, flat_session, in_flat_words, is_flat, nested
 from echosight.wire.realtime.fields import (
@@ -26,9 +26,9 @@ from echosight.wire.realtime.fields import (
     text_of,
 )
 from echosight.wire.realtime.items import codec_of, format_of, from_json
-from echosight.wire.realtime.log import SentLog
-from echosight.wire.realtime.replies import Reply
-from echosight.wire.realtime.telling import tell
+from echosight.wire.realtime.replay import SentLog
+from echosight.wire.realtime.responses import Reply
+from echosight.wire.realtime.server_events import tell
 
 Json = dict[str, Any]
 

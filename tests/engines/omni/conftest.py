@@ -56,6 +56,6 @@ def model(loaded: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def stage(model: Any) -> Any:
-    from echosight.engines.omni.stage import Stage
+    from echosight.engines.omni.model_runner import Stage
 
     return Stage(model, capacity=4, reply_tokens=256)

@@ -19,9 +19,9 @@ from torch.utils import _pytree as trees
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from echosight.engines.omni.assemble import assemble
+from echosight.engines.omni.families import assemble
 from echosight.engines.omni.load import read_model
-from echosight.engines.omni.stage import Stage
+from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.state import Limits
 from tests.engines.omni.speech import FIRST, SECOND, run, view, wish
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
-from echosight.engines.omni.answer import Answer, Wish
-from echosight.engines.omni.memory import Memory, View
-from echosight.engines.omni.sampling import Taste
+from echosight.engines.omni.conversation_cache import Memory, View
+from echosight.engines.omni.generation import Answer, Wish
+from echosight.engines.runtime.sampling import Taste
 from echosight.media import HEARD_HZ, ImageFrame
 
 SYSTEM = "You are a helpful assistant."

@@ -12,9 +12,9 @@ import pytest
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, Part, TextPart
 from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.engines.omni.batch_scheduler import Rounds
 from echosight.engines.omni.engine import OmniEngine
 from echosight.engines.omni.load import load
-from echosight.engines.omni.rounds import Rounds
 from echosight.errors import EngineFailure
 from echosight.media import Transcript
 from echosight.options import GenerateOptions

@@ -15,10 +15,10 @@ from transformers import AutoFeatureExtractor
 
 from echosight.conversation import ImagePart, Item, Part, TextPart
 from echosight.engines import Piece, TextPiece
-from echosight.engines.omni.memory import Memory
-from echosight.engines.omni.rows import Rows
-from echosight.engines.omni.sampling import Taste
-from echosight.engines.omni.stage import Stage
+from echosight.engines.omni.batched_kv_cache import Rows
+from echosight.engines.omni.conversation_cache import Memory
+from echosight.engines.omni.model_runner import Stage
+from echosight.engines.runtime.sampling import Taste
 from tests.engines.omni.speech import (
     CLOSE,
     FIRST,

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from echosight.engines.omni.graphs import Function, Recorder
 from echosight.engines.omni.load import read_model
-from echosight.engines.omni.stage import Stage
+from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.state import Limits
 from tests.engines.omni.speech import FIRST, SECOND, Said, ask, run, view, wish
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from echosight.engines.omni import load as loading
-from echosight.engines.omni.load import check_memory, free_bytes, load, row_bytes, weight_bytes
+from echosight.engines.omni.load import load, row_bytes
 from echosight.engines.omni.state import Limits
+from echosight.engines.runtime.huggingface.memory import check_memory, free_bytes, weight_bytes
 from echosight.errors import SetupError
 
 

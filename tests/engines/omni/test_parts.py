@@ -10,11 +10,11 @@ import torch
 from transformers import DynamicCache, WhisperFeatureExtractor
 
 from echosight.engines.omni import positions
+from echosight.engines.omni.batched_kv_cache import Rows, trim
 from echosight.engines.omni.mel import StreamingLogMel
-from echosight.engines.omni.rows import Rows, trim
-from echosight.engines.omni.sampling import Dice, Taste, Tastes, choose, penalise
 from echosight.engines.omni.tokens import TextStream, Tokens
-from echosight.engines.omni.words import WordClock
+from echosight.engines.omni.word_timer import WordClock
+from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose, penalise
 from tests.engines.omni import tiny
 from tests.engines.omni.speech import sound
 

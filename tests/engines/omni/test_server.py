@@ -11,8 +11,8 @@ import orjson
 import pytest
 import websockets
 
+from echosight.audio.resampling import resample
 from echosight.media import AudioChunk
-from echosight.resampling import resample
 from tests.conftest import Flite
 from tests.server import serving
 from tests.server.echosight_client import Caller, Record, joined, pieces, silence

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor
 from echosight.conversation import TextPart
 from echosight.engines.omni.dit import Speaker, WindowedVocoder, diffuse, synthesise
 from echosight.engines.omni.graphs import Recorder
-from echosight.engines.omni.stage import Stage
+from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.vocoder import CausalVocoder
 from tests.engines.omni.speech import SYSTEM, Said, ask, heard, sound, user, view, wish
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from echosight.audio import decode_audio
-from echosight.resampling import resample
+from echosight.audio.formats import decode_audio
+from echosight.audio.resampling import resample
 from tests.conftest import Flite
 from tests.server.clients.scenarios import SCENARIOS
 from tests.server.serving import Server, running

@@ -9,13 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+import echosight.app
 import model_server
 from echosight.conversation import Conversation, Item, ToolResult, new_id
 from echosight.engines import CallPiece, Engine, Summary, TextPiece
-from echosight.engines.cascade import Cascade
-from echosight.engines.echo import EchoChat
-from echosight.engines.espeak import EspeakVoice
-from echosight.engines.sphinx import SphinxTranscriber
+from echosight.engines.cascade.engine import Cascade
+from echosight.engines.llm.echo import EchoChat
+from echosight.engines.stt.sphinx import SphinxTranscriber
+from echosight.engines.tts.espeak import EspeakVoice
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
@@ -53,5 +54,5 @@ def engine(settings: Settings) -> Engine:
 
 
 if __name__ == "__main__":
-    model_server.load = engine  # type: ignore[attr-defined]
+    echosight.app.load = engine  # type: ignore[attr-defined]
     model_server.main()

@@ -1,0 +1,1 @@
+"""Samples: PCM, file formats, codecs, resampling, and the Silero network."""

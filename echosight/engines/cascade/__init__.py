@@ -1,0 +1,1 @@
+"""The engine made of three parts: STT, LLM and TTS."""

@@ -1,0 +1,1 @@
+"""MiniCPM-o in a process and environment of its own."""

@@ -1,0 +1,1 @@
+"""What engines run on: threads, processes, HTTP, downloads, progress."""

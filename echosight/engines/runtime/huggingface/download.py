@@ -1,0 +1,28 @@
+"""Downloads from the Hugging Face hub, with their progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from echosight.engines.runtime.progress import progress_bar, tell
+
+
+def download(repository: str, files: Iterable[str]) -> Path:
+    """The local folder of a hub repository; files that match `files` (glob patterns) and are missing are downloaded.
+
+    Raises OSError and ValueError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    tell("files")
+    bar = progress_bar(tqdm, "files", unit="B")
+    return Path(snapshot_download(repository, allow_patterns=list(files), tqdm_class=bar))
+
+
+def download_file(repository: str, name: str) -> Path:
+    """One file of a hub repository. Raises OSError, ValueError and ModuleNotFoundError."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, name))

@@ -1,0 +1,78 @@
+"""Ephemeral keys over HTTP, and the sessions that they open."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from echosight.conversation import new_id
+from echosight.errors import InputError, WireError
+from echosight.routes.auth import admit, body_of, manager_of, settings_of
+from echosight.routes.client_secrets import Secret
+from echosight.routes.openai_errors import Door
+from echosight.routes.realtime import SESSION_S, desk_of
+from echosight.wire.echosight_messages import read_json
+from echosight.wire.realtime import RealtimeWire, Terms
+
+router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=Door)
+
+
+@router.post("/v1/realtime/client_secrets")
+async def client_secrets(request: Request) -> dict[str, Any]:
+    """An ephemeral key for a browser, and the session that it will open."""
+    body = await _body(request)
+    session = {} if body.get("session") is None else body["session"]
+    if not isinstance(session, dict):
+        raise WireError("session must be an object", code="invalid_type", param="session")
+    secret, shown = _issue(request, {"type": "realtime", **session}, _seconds(body, "expires_after"), flat=False)
+    return {"value": secret.value, "expires_at": secret.expires_at, "session": shown}
+
+
+@router.post("/v1/realtime/sessions")
+@router.post("/v1/realtime/transcription_sessions")
+async def sessions(request: Request) -> dict[str, Any]:
+    """The same for beta clients: a flat session with its key inside."""
+    transcribes = request.url.path.endswith("transcription_sessions")
+    body = await _body(request)
+    inside = body.pop("client_secret", None)
+    seconds = _seconds(inside, "expires_after") if isinstance(inside, dict) else 60
+    secret, shown = _issue(request, body, seconds, flat=True, transcribes=transcribes)
+    return shown | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
+
+
+def _issue(
+    request: Request, session: dict[str, Any], seconds: int, *, flat: bool, transcribes: bool = False
+) -> tuple[Secret, dict[str, Any]]:
+    """A key for a session. Raises `WireError` where there cannot be such a one."""
+    manager, settings = manager_of(request), settings_of(request)
+    model = session.get("model")
+    terms = Terms(
+        model=model if isinstance(model, str) else manager.engine.name,
+        voices=manager.engine.voices,
+        expires_at=int(time.time()) + SESSION_S,
+        transcribes=transcribes,
+    )
+    wire = RealtimeWire(terms, settings.session_options(), beta=flat)
+    wire.configure(session, flat=flat)
+    secret = desk_of(request).secrets.issue(seconds, session, flat, transcribes)
+    return secret, {**wire.session, "id": new_id("sess")}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = await body_of(request)
+    body = read_json(data) if data else {}
+    if not isinstance(body, dict):
+        raise WireError("The body must be an object", code="invalid_type")
+    return body
+
+
+def _seconds(body: dict[str, Any], name: str) -> int:
+    given = {} if body.get(name) is None else body[name]
+    if isinstance(given, dict) and given.get("anchor", "created_at") != "created_at":
+        raise InputError(f"{name}.anchor must be 'created_at'", param=f"{name}.anchor")
+    seconds = given.get("seconds", 600) if isinstance(given, dict) else None
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
+        raise InputError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
+    return seconds

@@ -1,0 +1,1 @@
+"""What runs the sessions of all clients: the manager, the pumps to sockets, recordings, metrics."""

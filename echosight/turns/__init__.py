@@ -1,0 +1,1 @@
+"""Whose turn it is: audio in, voice activity, turn signals, end of turn."""

@@ -1,0 +1,1 @@
+"""Images: reading and checking them, and what plain statistics show of them."""

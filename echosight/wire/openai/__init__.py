@@ -1,0 +1,1 @@
+"""The plain OpenAI endpoints' formats."""

@@ -1,0 +1,134 @@
+import io
+from collections.abc import AsyncGenerator
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart
+from echosight.engines import Summary, TextPiece
+from echosight.engines.llm.echo import INTRODUCTION, NOTHING, EchoChat
+from echosight.media import ImageFrame
+from echosight.options import GenerateOptions
+from echosight.vision.statistics import describe, look
+
+
+@pytest.fixture
+async def chat() -> AsyncGenerator[EchoChat]:
+    chat = EchoChat(max_history_turns=2)
+    await chat.start()
+    yield chat
+    await chat.close()
+
+
+async def reply(
+    chat: EchoChat,
+    *items: Item,
+    options: GenerateOptions = GenerateOptions(),  # noqa: B008
+) -> tuple[str, Summary]:
+    pieces = [piece async for piece in chat.reply(Conversation(items=list(items)), options)]
+    summary = pieces.pop()
+    assert isinstance(summary, Summary)
+    assert all(isinstance(piece, TextPiece) and len(piece.text.split()) == 1 for piece in pieces)
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece)).strip(), summary
+
+
+def spoken(text: str | None) -> Item:
+    return Item("user", (AudioPart(None, transcript=text),))
+
+
+def picture(image: Image.Image, kind: str = "PNG") -> ImagePart:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return ImagePart(ImageFrame(data.getvalue(), f"image/{kind.lower()}", *image.size))
+
+
+async def test_it_repeats_what_it_understood_and_says_what_it_is(chat: EchoChat) -> None:
+    text, summary = await reply(chat, spoken("hello world"))
+    assert text == f"I heard: hello world. {INTRODUCTION}"
+    assert summary.usage.output_text == len(text.split())
+    assert (await reply(chat, Item("user", (TextPart("hello?"),))))[0] == f"You wrote: hello? {INTRODUCTION}"
+
+
+async def test_it_owns_up_to_having_understood_nothing(chat: EchoChat) -> None:
+    for nothing in ("", None):
+        assert (await reply(chat, spoken(nothing)))[0].startswith(NOTHING)
+
+
+async def test_it_remembers_the_turn_before(chat: EchoChat) -> None:
+    first, answer, second = spoken("red"), Item("assistant", (TextPart("…"),)), spoken("blue")
+    assert (await reply(chat, first, answer, second))[0] == "I heard: blue. Before that you said: red."
+    asked = spoken("what did i say before")
+    assert (await reply(chat, first, answer, asked))[0] == "Before that you said: red."
+    assert (await reply(chat, asked))[0] == "You said nothing before that."
+
+
+async def test_it_is_shown_no_more_turns_than_it_may_see() -> None:
+    chat = EchoChat(max_history_turns=1)
+    assert "red" not in (await reply(chat, spoken("red"), spoken("blue")))[0]
+
+
+async def test_it_stops_at_the_token_limit(chat: EchoChat) -> None:
+    text, summary = await reply(chat, spoken("one two three"), options=GenerateOptions(max_output_tokens=3))
+    assert text == "I heard: one"
+    assert (summary.finish, summary.usage.output_text) == ("length", 3)
+
+
+async def test_it_says_what_the_picture_shows(chat: EchoChat) -> None:
+    item = Item("user", (picture(Image.new("RGB", (640, 480), (20, 60, 230)), "JPEG"),))
+    text, _ = await reply(chat, item)
+    assert text.startswith("The picture is 640 by 480 pixels")
+    assert "mostly blue" in text
+
+
+async def test_it_compares_with_the_picture_before(chat: EchoChat) -> None:
+    black, white = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), "white")
+    half = black.copy()
+    half.paste(white.crop((0, 0, 32, 64)))
+    assert "Nothing moved" in (await reply(chat, Item("user", (picture(black), picture(black)))))[0]
+    before, now = Item("user", (picture(black),)), Item("user", (picture(half),))
+    assert "About 50 percent of it changed" in (await reply(chat, before, now))[0]
+
+
+async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoChat) -> None:
+    part = ImagePart(ImageFrame(b"\x89PNG nothing", "image/png", 3, 3))
+    text, _ = await reply(chat, Item("user", (TextPart("look"), part)))
+    assert "I cannot read it" in text
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [
+        ((0, 0, 0), "black"), ((255, 255, 255), "white"), ((128, 128, 128), "grey"), ((220, 20, 20), "red"),
+        ((240, 140, 20), "orange"), ((110, 60, 15), "brown"), ((230, 220, 30), "yellow"), ((20, 180, 40), "green"),
+        ((30, 200, 200), "turquoise"), ((20, 60, 230), "blue"), ((130, 20, 230), "purple"), ((250, 80, 180), "pink"),
+    ],
+)  # fmt: skip
+def test_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
+    assert look(picture(Image.new("RGB", (40, 30), rgb)).frame).colours == (name,)
+
+
+def test_two_colours_are_named_by_their_share() -> None:
+    image = Image.new("RGB", (100, 100), (20, 180, 40))
+    image.paste((20, 60, 230), (0, 0, 100, 40))
+    assert look(picture(image).frame).colours == ("green", "blue")
+
+
+def test_brightness_and_sharpness_order_pictures() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
+    scene = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1)).resize((800, 600))
+    sharpness = [look(picture(scene.filter(ImageFilter.GaussianBlur(r))).frame).sharpness for r in (0, 3, 12)]
+    assert sharpness == sorted(sharpness, reverse=True)
+    assert "very dark" in describe(look(picture(Image.new("L", (9, 9), 10)).frame))
+    assert "very bright" in describe(look(picture(Image.new("RGBA", (9, 9), (250, 250, 250, 255))).frame))
+
+
+def test_tiny_and_flat_pictures_can_be_measured() -> None:
+    assert "1 by 1 pixels" in describe(look(picture(Image.new("L", (1, 1))).frame))
+    assert look(picture(Image.new("1", (2, 5000))).frame).height == 5000
+
+
+async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoChat) -> None:
+    red = Item("user", (picture(Image.new("RGB", (64, 48), "red")),))
+    text, _ = await reply(chat, red, Item("user", (TextPart("what is this"),)))
+    assert "red" in text

@@ -1,0 +1,88 @@
+"""A real OpenAI-compatible server that others wrote: `transformers serve`, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from echosight.conversation import Conversation, Item, OpenTurn, TextPart
+from echosight.engines import Summary, TextPiece
+from echosight.engines.llm.openai_http import at
+from echosight.errors import SetupError
+from echosight.options import GenerateOptions
+from echosight.settings import Settings
+from tests.engines.tiny_local import write_llama
+from tests.server.serving import free_port
+
+START_S = 90
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the tiny model."""
+    folder = tmp_path_factory.mktemp("serve")
+    model = write_llama(folder / "tiny")
+    (folder / "home" / "hub").mkdir(parents=True)
+    port = free_port()
+    program = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
+    command = [sys.executable, "-c", program, "serve", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "home"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    log = folder / "log"
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+        try:
+            _wait(f"http://127.0.0.1:{port}/v1/models", process, log)
+            yield f"http://127.0.0.1:{port}/v1#{model}"
+        finally:
+            process.terminate()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(10 * START_S):
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None:
+            break
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError(log.read_text(errors="replace"))
+
+
+async def test_it_answers_as_a_stream_and_stops_at_the_limit(served: str) -> None:
+    chat = at(served, Settings())
+    await chat.start()
+    conversation = Conversation(instructions="Be brief.", items=[Item("user", (TextPart("hello world"),))])
+    options = GenerateOptions(max_output_tokens=12)
+    answers = [[piece async for piece in chat.reply(conversation, options)] for _ in range(2)]
+    conversation.open = OpenTurn("t1")
+    await chat.prefill(conversation, "how are")
+    again = [piece async for piece in chat.reply(conversation, options)]
+    await chat.close()
+    *pieces, summary = answers[0]
+    assert isinstance(summary, Summary)
+    assert (summary.finish, summary.usage.output_text) == ("length", 12)
+    assert len(pieces) > 1
+    assert all(isinstance(piece, TextPiece) for piece in pieces)
+    assert answers[0] == answers[1] == again
+
+
+async def test_a_model_that_it_has_not_is_told(served: str) -> None:
+    chat = at(served.partition("#")[0], Settings())
+    with pytest.raises(SetupError, match="lists no models; name one"):
+        await chat.start()
+    await chat.close()

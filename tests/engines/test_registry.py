@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from echosight.engines import Chat, Transcriber
+from echosight.engines.cascade.engine import Cascade
+from echosight.engines.cascade.fallback import ChatChain, TranscriberChain, VoiceChain
+from echosight.engines.cascade_parts import CHATS, TRANSCRIBERS, VOICES, Kind
+from echosight.engines.llm.echo import EchoChat
+from echosight.engines.registry import load
+from echosight.errors import SetupError
+from echosight.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+KEY = SecretStr("sesame")
+
+
+@pytest.fixture(autouse=True)
+def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No keys, addresses, models and `.env` of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.validation_alias), raising=False)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What counts as installed: parts are named instead of made."""
+    names: set[str] = set()
+
+    def module(path: str) -> Any:
+        name = path.removeprefix("echosight.engines.")
+
+        def make(argument: str | None, settings: Settings) -> Any:
+            if name not in names:
+                raise SetupError(f"{name} is not installed")
+            return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
+
+        return SimpleNamespace(**dict.fromkeys(("chat", "transcriber", "voice", "openai", "groq", "deepseek"), make))
+
+    monkeypatch.setattr("echosight.engines.cascade_parts.import_module", module)
+    return names
+
+
+def named(part: Any) -> list[str]:
+    return [one.name for one in getattr(part, "parts", [part])]
+
+
+# --- which engine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [None, "echo"])
+def test_nothing_named_is_the_demo_and_needs_nothing(model: str | None) -> None:
+    engine = load(Settings(model=model))
+    assert isinstance(engine, Cascade)
+    assert isinstance(engine.chat, EchoChat)
+    assert (engine.transcriber.name, engine.voice.name) == ("pocketsphinx", "espeak-ng")
+
+
+def test_the_demo_may_hear_and_speak_by_others() -> None:
+    engine = load(Settings(stt="openai:tiny", tts="espeak:de", whisper_url="http://localhost:1/v1"))
+    assert isinstance(engine, Cascade)
+    assert (engine.transcriber.name, engine.voice.name) == ("tiny at localhost:1", "espeak-ng")
+
+
+@pytest.mark.parametrize(
+    ("model", "made"),
+    [
+        ("openai:gpt-4o", ["llm.openai_http(gpt-4o)"]),
+        ("groq", ["llm.openai_http()"]),
+        ("tiny.gguf", ["llm.llama_cpp(tiny.gguf)"]),
+        ("tiny.gguf, deepseek:chat", ["llm.llama_cpp(tiny.gguf)", "llm.openai_http(chat)"]),
+        ("a,b.gguf", ["llm.llama_cpp(a,b.gguf)"]),
+        ("folder", ["llm.transformers.chat(folder)"]),
+        ("folder,groq", ["llm.transformers.chat(folder)", "llm.openai_http()"]),
+    ],
+)
+def test_names_files_and_folders_are_chats(installed: set[str], tmp_path: Path, model: str, made: list[str]) -> None:
+    installed |= {"llm.openai_http", "llm.llama_cpp", "llm.transformers.chat", "stt.sphinx", "tts.espeak"}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "a,b.gguf").touch()
+    engine = load(Settings(model=model))
+    assert isinstance(engine, Cascade)
+    assert named(engine.chat) == made
+    assert isinstance(engine.chat, ChatChain) == (len(made) > 1)
+
+
+def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed |= {"llm.openai_http", "tts.kokoro", "tts.piper", "stt.sphinx"}
+    monkeypatch.setenv("TTS_PROVIDER", "Piper")
+    for model in ("openai:gpt-4o", "groq"):
+        engine = load(Settings(model=model))
+        assert isinstance(engine, Cascade)
+        assert named(engine.voice) == ["tts.piper()"]
+
+
+def test_addresses_are_chats() -> None:
+    engine = load(Settings(model="http://localhost:8000/v1,http://localhost:8001/v1#two", stt="sphinx", tts="espeak"))
+    assert isinstance(engine, Cascade)
+    assert named(engine.chat) == ["localhost:8000", "two at localhost:8001"]
+
+
+def test_the_variable_of_llama_names_a_model_too(installed: set[str]) -> None:
+    installed |= {"llm.llama_cpp", "stt.sphinx", "tts.espeak"}
+    engine = load(Settings(llama_model_path="tiny.gguf"))
+    assert isinstance(engine, Cascade)
+    assert named(engine.chat) == ["llm.llama_cpp(tiny.gguf)"]
+
+
+def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed |= {"llm.transformers.chat", "stt.sphinx", "tts.espeak"}
+    asked: list[tuple[str, str]] = []
+
+    def download(source: str, file: str) -> str:
+        asked.append((source, file))
+        (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+        return str(tmp_path / "config.json")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    engine = load(Settings(model="Qwen/Qwen2.5-7B-Instruct"))
+    assert isinstance(engine, Cascade)
+    assert named(engine.chat) == ["llm.transformers.chat(Qwen/Qwen2.5-7B-Instruct)"]
+    assert asked == [("Qwen/Qwen2.5-7B-Instruct", "config.json")]
+
+
+def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[str, str]] = []
+
+    def make(source: str, *, transcriber: Transcriber | None) -> Any:
+        made.append((source, transcriber.name if transcriber else "nobody"))
+        return made
+
+    monkeypatch.setattr("echosight.engines.minicpmo.engine.load", make)
+    (tmp_path / "config.json").write_text('{"model_type": "minicpmo"}')
+    assert load(Settings(model=str(tmp_path))) is made  # type: ignore[comparison-overlap]
+    load(Settings(model=str(tmp_path), stt="sphinx"))
+    assert made == [(str(tmp_path), "nobody"), (str(tmp_path), "pocketsphinx")]
+
+
+# --- which parts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "best"),
+    [
+        (TRANSCRIBERS, {"stt.whisper", "stt.vosk", "stt.sphinx"}, "stt.whisper()"),
+        (TRANSCRIBERS, {"stt.vosk", "stt.sphinx"}, "stt.vosk()"),
+        (TRANSCRIBERS, {"stt.sphinx", "stt.openai_http", "stt.deepgram"}, "stt.sphinx()"),
+        (VOICES, {"tts.kokoro", "tts.piper", "tts.espeak"}, "tts.kokoro()"),
+        (VOICES, {"tts.piper", "tts.espeak"}, "tts.piper()"),
+        (VOICES, {"tts.espeak", "tts.openai_http", "tts.deepgram"}, "tts.espeak()"),
+    ],
+)
+def test_the_best_that_is_installed_is_taken_and_named(
+    installed: set[str], caplog: pytest.LogCaptureFixture, kind: Kind[Any], there: set[str], best: str
+) -> None:
+    installed |= there
+    with caplog.at_level("INFO"):
+        assert kind.choose("", Settings()).name == best
+    said = f"{kind.flag.removeprefix('--')}: {best}"
+    # What is built in stands behind it, for it may lack its weights.
+    builtin = f"{best.partition('.')[0]}.{kind.embedded}()"
+    assert caplog.messages == [said if best == builtin else f"{said}, then {builtin}"]
+
+
+def test_an_address_makes_its_server_the_best(installed: set[str]) -> None:
+    installed |= {"stt.openai_http", "tts.openai_http", "stt.whisper", "tts.kokoro", "stt.sphinx", "tts.espeak"}
+    settings = Settings(whisper_url="http://w", tts_api_url="http://t")
+    assert TRANSCRIBERS.choose("", settings).name == "stt.openai_http()"
+    assert VOICES.choose("", settings).name == "tts.openai_http()"
+
+
+def test_several_are_a_chain_in_that_order(installed: set[str]) -> None:
+    installed |= {"stt.whisper", "stt.deepgram", "tts.deepgram", "stt.sphinx"}
+    chain = TRANSCRIBERS.choose("whisper:small, deepgram,sphinx", Settings())
+    assert isinstance(chain, TranscriberChain)
+    assert named(chain) == ["stt.whisper(small)", "stt.deepgram()", "stt.sphinx()"]
+
+
+def test_the_cloud_stands_in_where_it_may_and_then_what_is_built_in(installed: set[str]) -> None:
+    installed |= {
+        "stt.whisper",
+        "stt.deepgram",
+        "tts.deepgram",
+        "stt.sphinx",
+        "tts.kokoro",
+        "tts.espeak",
+        "llm.openai_http",
+        "llm.llama_cpp",
+    }
+    settings = Settings(enable_cloud_fallback=True, model="tiny.gguf")
+    heard, spoken = TRANSCRIBERS.choose("", settings), VOICES.choose("kokoro", settings)
+    assert named(heard) == ["stt.whisper()", "stt.deepgram()", "stt.sphinx()"]
+    assert named(spoken) == ["tts.kokoro()", "tts.deepgram()", "tts.espeak()"]
+    assert isinstance(spoken, VoiceChain)
+    engine = load(settings)
+    assert isinstance(engine, Cascade)
+    assert named(engine.chat) == ["llm.llama_cpp(tiny.gguf)", "llm.openai_http()", "llm.llama_cpp()"]
+    assert named(TRANSCRIBERS.choose("whisper", Settings(enable_cloud_fallback=False))) == ["stt.whisper()"]
+
+
+def test_only_who_has_a_key_stands_in() -> None:
+    settings = Settings(enable_cloud_fallback=True, deepgram_api_key=KEY, deepseek_api_key=KEY, stt="sphinx")
+    assert named(TRANSCRIBERS.choose("sphinx", settings)) == ["pocketsphinx", "nova-3 at api.deepgram.com"]
+    chats: list[Chat] = [CHATS.make("echo", settings)]
+    assert named(CHATS.chained(chats, settings, ["echo"])) == ["EchoSight demo", "deepseek-chat at api.deepseek.com"]
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def wrong(**given: Any) -> Callable[[], Settings]:
+    return lambda: Settings(**given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (wrong(model="./nowhere"), r"There is no folder \./nowhere; --model takes a folder, a \.gguf file"),
+        (wrong(model="nonsense"), "There is no folder nonsense"),
+        (wrong(model="empty"), "empty holds no readable config.json, so it is no model folder"),
+        (wrong(model="notes.txt"), r"notes\.txt is no model: --model takes a folder"),
+        (wrong(model="none.gguf"), r"There is no file none\.gguf"),
+        (wrong(model="http://"), "http:// is no address; give one such as http://localhost:8000/v1"),
+        (wrong(model="deepseek"), "set DEEPSEEK_API_KEY"),
+        (wrong(stt="ears"), "--stt ears is not known; choose one of whisper, vosk, sphinx, openai, groq, deepgram"),
+        (wrong(tts="mouth:x"), "--tts mouth is not known; choose one of kokoro, piper, vits, espeak"),
+        (wrong(stt="deepgram"), "set DEEPGRAM_API_KEY"),
+        (wrong(tts="openai"), "set TTS_API_URL, or OPENAI_API_KEY"),
+        (wrong(stt="openai", whisper_url="localhost:1"), "localhost:1.* is no address"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_sentence(settings: Callable[[], Settings], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SetupError, match=sentence) as refused:
+        load(settings())
+    assert "\n" not in refused.value.message
+
+
+def test_an_id_needs_a_package_and_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(SetupError, match=r"uv run --extra local model_server\.py --model owner/name"):
+        load(Settings(model="owner/name"))
+
+    def fail(source: str, file: str) -> str:
+        raise OSError("no network\nand more")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=fail))
+    with pytest.raises(SetupError, match=r"owner/name is no folder here, and it could not be downloaded: no network$"):
+        load(Settings(model="owner/name"))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> Any:
+        raise ModuleNotFoundError("gone", name="vosk")
+
+    monkeypatch.setattr("echosight.engines.cascade_parts.import_module", fail)
+    with pytest.raises(SetupError, match="--stt vosk needs the package vosk: uv pip install vosk"):
+        TRANSCRIBERS.make("vosk", Settings())
+
+
+def test_the_program_ends_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "model_server.py"), "--model", "./nowhere"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("model_server.py: There is no folder ./nowhere; ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+# --- while it loads -------------------------------------------------------------------------------
+
+
+async def test_it_tells_what_is_loading() -> None:
+    gate = asyncio.Event()
+
+    class Slow(EchoChat):
+        name = "slow"
+
+        async def start(self) -> None:
+            await gate.wait()
+            await super().start()
+
+    class Quick(EchoChat):
+        name = "quick"
+
+    quick: Any = Quick()
+    quick.rate, quick.voices = 1, ()
+    engine = Cascade(quick, Slow(), quick)
+    starting = asyncio.create_task(engine.start())
+    while engine.loading != "slow":
+        await asyncio.sleep(0)
+    gate.set()
+    await starting
+    assert engine.loading == ""
+    await engine.close()
+
+
+@pytest.mark.parametrize("config", ["[]", "3", "null"])
+def test_config_files_of_any_kind_are_read(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(SetupError):
+        load(Settings(model=str(tmp_path), stt="nobody"))

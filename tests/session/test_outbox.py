@@ -1,0 +1,94 @@
+"""The queue between a session and its reader."""
+
+from __future__ import annotations
+
+import asyncio
+
+from echosight.events import Heard, Marked, Output, SpeechDelta, TextDelta, TurnEnded, TurnStarted
+from echosight.media import AudioChunk, Transcript
+from echosight.options import GenerateOptions
+from echosight.session.outbox import FLOOD_EVENTS, ROOM_BYTES, Outbox
+
+
+def speech(turn: str = "t", size: int = 1000) -> SpeechDelta:
+    return SpeechDelta(turn, "i", AudioChunk(b"\0" * size, 24_000))
+
+
+async def read_all(outbox: Outbox) -> list[Output]:
+    outbox.close()
+    return [event async for event in outbox]
+
+
+async def test_events_come_out_in_order() -> None:
+    outbox = Outbox()
+    outbox.push(TurnStarted("t", GenerateOptions()))
+    await outbox.put(TextDelta("t", "i", "a"))
+    outbox.push(TurnEnded("t", "completed"))
+    assert [type(e).__name__ for e in await read_all(outbox)] == ["TurnStarted", "TextDelta", "TurnEnded"]
+
+
+async def test_a_full_box_holds_deltas_back_but_no_announcement() -> None:
+    outbox = Outbox()
+    await outbox.put(speech(size=ROOM_BYTES))
+    waiting = asyncio.create_task(outbox.put(speech()))
+    await asyncio.sleep(0)
+    outbox.push(Marked("m", False))
+    assert not waiting.done()
+    assert isinstance(await outbox.get(), SpeechDelta)
+    await waiting
+    assert isinstance(await outbox.get(), Marked)
+
+
+async def test_dropping_a_turn_makes_room_and_keeps_the_rest() -> None:
+    outbox = Outbox()
+    await outbox.put(speech("old", ROOM_BYTES))
+    waiting = asyncio.create_task(outbox.put(speech("new")))
+    await asyncio.sleep(0)
+    outbox.push(TurnEnded("old", "cancelled"))
+    outbox.drop("old")
+    await waiting
+    assert [getattr(e, "turn", None) for e in await read_all(outbox)] == ["old", "new"]
+
+
+async def test_a_client_that_never_reads_is_given_up() -> None:
+    outbox = Outbox()
+    for _ in range(FLOOD_EVENTS + 1):
+        outbox.push(Marked("m", False))
+    assert outbox.closed
+    assert outbox.flooded
+    assert len(outbox) == FLOOD_EVENTS
+
+
+async def test_unread_partial_transcripts_are_replaced() -> None:
+    outbox = Outbox()
+    for text in ("go", "go forward"):
+        outbox.push(Heard("i", Transcript(text, final=False)))
+    outbox.push(Heard("i", Transcript("go forward ten meters")))
+    outbox.push(Heard("j", Transcript("next", final=False)))
+    heard = [e.transcript.text for e in await read_all(outbox) if isinstance(e, Heard)]
+    assert heard == ["go forward ten meters", "next"]
+
+
+async def test_a_reader_that_comes_late_gets_the_latest_turn_only() -> None:
+    outbox = Outbox()
+    for turn, outcome in (("1", "cancelled"), ("2", "completed")):
+        outbox.push(TurnStarted(turn, GenerateOptions()))
+        outbox.push(TurnEnded(turn, outcome))  # type: ignore[arg-type]
+    outbox.rewind()
+    assert [e.turn for e in await read_all(outbox) if isinstance(e, TurnStarted | TurnEnded)] == ["2", "2"]
+
+
+async def test_a_stopped_turn_is_not_kept_for_a_late_reader() -> None:
+    outbox = Outbox()
+    outbox.push(TurnStarted("1", GenerateOptions()))
+    outbox.push(TurnEnded("1", "cancelled"))
+    outbox.rewind()
+    assert await read_all(outbox) == []
+
+
+async def test_a_waiting_reader_is_woken_by_closing() -> None:
+    outbox = Outbox()
+    reader = asyncio.create_task(outbox.get())
+    await asyncio.sleep(0)
+    outbox.close()
+    assert await reader is None
