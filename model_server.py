@@ -128,6 +128,7 @@ def main() -> None:
     """`uv run model_server.py`."""
     settings = Settings.load()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs every request
     try:
         listener = listen(settings)
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})  # 0 asks for any that is free

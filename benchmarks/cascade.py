@@ -19,16 +19,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.workload import clip
-from echosight.conversation import AudioPart, Conversation, OpenTurn
-from echosight.engines import CallPiece, SpeechPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, UserTurn
+from echosight.engines import GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
 from echosight.engines.cascade.engine import Cascade
 from echosight.engines.cascade.sentences import Splitter, speakable
 from echosight.engines.registry import load
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
-PIECE = HEARD_HZ // 50 * 2
+PIECE = INPUT_SAMPLE_RATE // 50 * 2
 """Bytes of 20 ms."""
 
 REPLY = (
@@ -40,7 +40,7 @@ STAGES = ("transcript", "first text", "first speech", "last speech")
 Marks = dict[str, float]
 
 
-class PacedChat:
+class PacedLLM:
     """A stand-in for a model: a fixed reply at a fixed speed, after a fixed time."""
 
     def __init__(self, tokens_per_second: float, first_s: float) -> None:
@@ -56,33 +56,33 @@ class PacedChat:
 
     async def release(self, conversation_id: str) -> None: ...
 
-    async def reply(
+    async def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         await asyncio.sleep(self._first_s)
         for word in REPLY.split():
-            yield TextPiece(word + " ")
+            yield TextChunk(word + " ")
             # About four tokens are three words.
             await asyncio.sleep(self._pause_s * 4 / 3)
 
 
 async def overlapped(engine: Cascade, pcm: bytes) -> Marks:
     """The user speaks in real time, and is heard meanwhile."""
-    conversation = Conversation(open=OpenTurn())
-    assert conversation.open is not None
+    conversation = Conversation(pending_turn=UserTurn())
+    assert conversation.pending_turn is not None
     began = time.perf_counter()
     for at in range(0, len(pcm), PIECE):
-        part = conversation.open.add(AudioPart(pcm[at : at + PIECE]))
+        part = conversation.pending_turn.add(AudioPart(pcm[at : at + PIECE]))
         await engine.prefill(conversation, part)
-        due = began + (at + PIECE) / (2 * HEARD_HZ)
+        due = began + (at + PIECE) / (2 * INPUT_SAMPLE_RATE)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
     over, marks = time.perf_counter(), Marks()
     await _understand(engine, conversation, over, marks)
     async with aclosing(engine.generate(conversation, GenerateOptions())) as pieces:
         async for piece in pieces:
-            if isinstance(piece, TextPiece):
+            if isinstance(piece, TextChunk):
                 marks.setdefault("first text", _ms(over))
-            elif isinstance(piece, SpeechPiece):
+            elif isinstance(piece, SpeechChunk):
                 marks.setdefault("first speech", _ms(over))
                 marks["last speech"] = _ms(over)
     await engine.release(conversation.id)
@@ -91,20 +91,20 @@ async def overlapped(engine: Cascade, pcm: bytes) -> Marks:
 
 async def in_sequence(engine: Cascade, pcm: bytes) -> Marks:
     """Each stage begins when the one before it is complete."""
-    conversation = Conversation(open=OpenTurn())
-    assert conversation.open is not None
-    conversation.open.add(AudioPart(pcm))
+    conversation = Conversation(pending_turn=UserTurn())
+    assert conversation.pending_turn is not None
+    conversation.pending_turn.add(AudioPart(pcm))
     over, marks = time.perf_counter(), Marks()
     await _understand(engine, conversation, over, marks)
     text = ""
-    async with aclosing(engine.chat.reply(conversation, GenerateOptions())) as reply:
+    async with aclosing(engine.llm.generate(conversation, GenerateOptions())) as reply:
         async for piece in reply:
-            if isinstance(piece, TextPiece):
+            if isinstance(piece, TextChunk):
                 marks.setdefault("first text", _ms(over))
                 text += piece.text
     splitter = Splitter()
     for sentence in (*splitter.feed(text), *splitter.finish()):
-        async with aclosing(engine.voice.speak(speakable(sentence.text), GenerateOptions())) as pieces:
+        async with aclosing(engine.tts.synthesize(speakable(sentence.text), GenerateOptions())) as pieces:
             async for _ in pieces:
                 marks.setdefault("first speech", _ms(over))
     marks["last speech"] = _ms(over)
@@ -113,11 +113,11 @@ async def in_sequence(engine: Cascade, pcm: bytes) -> Marks:
 
 
 async def _understand(engine: Cascade, conversation: Conversation, over: float, marks: Marks) -> None:
-    turn = conversation.open
+    turn = conversation.pending_turn
     assert turn is not None
-    conversation.open = None
-    transcript = await engine.settle(conversation, turn)
-    conversation.add(turn.close(transcript.text if transcript else ""))
+    conversation.pending_turn = None
+    transcript = await engine.finalize_transcript(conversation, turn)
+    conversation.add(turn.to_item(transcript.text if transcript else ""))
     marks["transcript"] = _ms(over)
 
 
@@ -130,10 +130,10 @@ async def measure(settings: Settings, given: argparse.Namespace, pcm: bytes) -> 
     if not isinstance(engine, Cascade):
         sys.exit(f"{engine.name} is no cascade")
     if settings.model is None:
-        engine.chat = PacedChat(given.tokens_per_second, given.first_token_ms / 1000)
+        engine.llm = PacedLLM(given.tokens_per_second, given.first_token_ms / 1000)
     await engine.start()
-    print(f"hears    {engine.transcriber.name}\nanswers  {engine.chat.name}\nspeaks   {engine.voice.name}")
-    print(f"{len(pcm) / 2 / HEARD_HZ:.1f} s of speech, {given.rounds} rounds\n")
+    print(f"hears    {engine.stt.name}\nanswers  {engine.llm.name}\nspeaks   {engine.tts.name}")
+    print(f"{len(pcm) / 2 / INPUT_SAMPLE_RATE:.1f} s of speech, {given.rounds} rounds\n")
     try:
         await in_sequence(engine, pcm)
         rounds = [(await overlapped(engine, pcm), await in_sequence(engine, pcm)) for _ in range(given.rounds)]

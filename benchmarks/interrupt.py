@@ -30,10 +30,10 @@ from benchmarks.workload import Clip, Script, clip, scripts
 
 QUESTION = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Tell me what the weather will be."}]}]}'
 
-Stop = Callable[["Caller"], Awaitable[None]]
+Stop = Callable[["Client"], Awaitable[None]]
 
 
-class Caller:
+class Client:
     """One who types a question and stops the answer."""
 
     def __init__(self, address: str, uid: str) -> None:
@@ -73,12 +73,12 @@ class Caller:
         return (max(0.0, self.last - asked) * 1000, (told - asked) * 1000) if self._stopped else None
 
 
-async def by_message(caller: Caller) -> None:
+async def by_message(caller: Client) -> None:
     assert caller.socket is not None
     caller.socket.send(framed(TEXT, b'{"type":"stop"}'))
 
 
-async def by_post(caller: Caller) -> None:
+async def by_post(caller: Client) -> None:
     """Whole, with a connection of its own, as a stranger to the socket would."""
     host, port = caller.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -93,7 +93,7 @@ async def by_post(caller: Caller) -> None:
 async def stops(address: str, said: Clip, plans: list[Script], count: int, longest_s: float) -> dict[str, list[float]]:
     """The times of `count` stops of either kind, while the plans are acted out."""
     talking = asyncio.create_task(converse(f"ws://{address}", Dialect(), said, plans, {})) if plans else None
-    caller, chance = Caller(address, "caller"), random.Random(0)
+    caller, chance = Client(address, "caller"), random.Random(0)
     await caller.connect()
     found: dict[str, list[float]] = {}
     ways: dict[str, Stop] = {"POST /stop": by_post, 'message "stop"': by_message}

@@ -22,14 +22,14 @@ import torch
 
 from benchmarks.omni_models import SIZES, build
 from echosight.conversation import AudioPart, Item
-from echosight.engines import SpeechPiece, TextPiece
+from echosight.engines import SpeechChunk, TextChunk
 from echosight.engines.omni.conversation_cache import Memory, View
 from echosight.engines.omni.generation import Answer, Wish
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.state import Limits
 from echosight.engines.runtime.sampling import Taste
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 
 SYSTEM = "You are a helpful assistant."
 REPEATS = 5
@@ -42,15 +42,15 @@ def say(name: str, value: str) -> None:
 
 
 def spoken(seconds: float, seed: int = 0) -> Item:
-    noise = np.random.default_rng(seed).normal(0, 3000, int(seconds * HEARD_HZ)).astype("<i2")
-    part = AudioPart(noise.tobytes(), HEARD_HZ, int(seconds * 1000))
+    noise = np.random.default_rng(seed).normal(0, 3000, int(seconds * INPUT_SAMPLE_RATE)).astype("<i2")
+    part = AudioPart(noise.tobytes(), INPUT_SAMPLE_RATE, int(seconds * 1000))
     return Item("user", (part,), f"turn{seed}")
 
 
 def begun(item: Item, samples: int) -> Item:
     """The turn after so many samples."""
     assert item.audio is not None and item.audio.pcm is not None
-    part = AudioPart(item.audio.pcm[: 2 * samples], HEARD_HZ, samples * 1000 // HEARD_HZ)
+    part = AudioPart(item.audio.pcm[: 2 * samples], INPUT_SAMPLE_RATE, samples * 1000 // INPUT_SAMPLE_RATE)
     return Item("user", (part,), item.id)
 
 
@@ -60,7 +60,7 @@ def view(*items: Item, turn: Item | None = None, name: str = "talk") -> View:
 
 def prefill(model: OmniModel, clock: Clock, item: Item) -> None:
     """After the end of speech: what was not heard ahead, against all of it."""
-    samples = item.audio.duration_ms * HEARD_HZ // 1000 if item.audio else 0
+    samples = item.audio.duration_ms * INPUT_SAMPLE_RATE // 1000 if item.audio else 0
     left: list[float] = []
     whole: list[float] = []
     tokens = 0
@@ -68,13 +68,13 @@ def prefill(model: OmniModel, clock: Clock, item: Item) -> None:
         for kept, ahead in ((left, True), (whole, False)):
             memory = Memory(model, model.limits.context)
             if ahead:
-                memory.follow(view(turn=begun(item, samples - HEARD_HZ // 50)))
+                memory.follow(view(turn=begun(item, samples - INPUT_SAMPLE_RATE // 50)))
             start = clock()
             memory.prepare_reply(view(item), None)
             kept.append((clock() - start) * 1000)
             tokens = len(memory.context)
     after, at_once = statistics.median(left[1:]), statistics.median(whole[1:])
-    say(f"prefill of {samples / HEARD_HZ:.1f} s of speech in one go ({tokens} tokens)", f"{at_once:.1f} ms")
+    say(f"prefill of {samples / INPUT_SAMPLE_RATE:.1f} s of speech in one go ({tokens} tokens)", f"{at_once:.1f} ms")
     say("prefill left after the end of speech", f"{after:.1f} ms ({after / at_once:.2f})")
 
 
@@ -92,8 +92,8 @@ def first_pieces(model: OmniModel, clock: Clock, item: Item, wish: Wish) -> None
         heard = written = 0.0
         while not heard:
             for piece in stage.advance([answer])[0]:
-                written = written or (isinstance(piece, TextPiece) and time.perf_counter() - start) or 0.0
-                heard = heard or (isinstance(piece, SpeechPiece) and time.perf_counter() - start) or 0.0
+                written = written or (isinstance(piece, TextChunk) and time.perf_counter() - start) or 0.0
+                heard = heard or (isinstance(piece, SpeechChunk) and time.perf_counter() - start) or 0.0
         stage.end("talk", [answer])
         text.append(written * 1000)
         speech.append(heard * 1000)
@@ -156,7 +156,7 @@ def together(model: OmniModel, clock: Clock, count: int, seconds: float, wish: W
         results = stage.advance(answers)
         steps.append((time.perf_counter() - before) * 1000)
         for at, pieces in enumerate(results):
-            spoke = sum(len(piece.pcm) // 2 for piece in pieces if isinstance(piece, SpeechPiece))
+            spoke = sum(len(piece.pcm) // 2 for piece in pieces if isinstance(piece, SpeechChunk))
             samples[at] += spoke
             first[at] = first[at] or (time.perf_counter() - start if spoke else 0.0)
     wall = time.perf_counter() - start

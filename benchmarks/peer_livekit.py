@@ -32,7 +32,7 @@ class Microphone(AudioInput):
         return await self.frames.__anext__()
 
 
-class Loudspeaker(AudioOutput):
+class PlayoutBuffer(AudioOutput):
     """Sends at once, for the client plays; tells the session when that would be over, as is asked of a sink."""
 
     def __init__(self, socket: WebSocket) -> None:
@@ -151,7 +151,7 @@ async def converse(socket: WebSocket) -> None:
         },
     )
     assistant, microphone = Assistant(), Microphone()
-    session.input.audio, session.output.audio = microphone, Loudspeaker(socket)
+    session.input.audio, session.output.audio = microphone, PlayoutBuffer(socket)
 
     @session.on("user_state_changed")
     def changed(event: Any) -> None:

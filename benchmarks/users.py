@@ -13,7 +13,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from benchmarks.workload import Clip, Script
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
@@ -121,7 +121,7 @@ class Dialect:
     """How a server is spoken to: EchoSight's own way; others differ. `rate`: Hz of the sound that it is sent."""
 
     path = "/ws/stream"
-    rate = HEARD_HZ
+    rate = INPUT_SAMPLE_RATE
 
     def __init__(self, binary: bool = False) -> None:
         self._binary = binary

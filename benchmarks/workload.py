@@ -14,9 +14,9 @@ import numpy.typing as npt
 from echosight.audio.formats import decode_audio
 from echosight.audio.resampling import resample
 from echosight.engines.stub import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
-from echosight.engines.tts.espeak import EspeakVoice
-from echosight.media import HEARD_HZ, AudioChunk
-from echosight.options import GenerateOptions, TurnOptions
+from echosight.engines.tts.espeak import EspeakTTS
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
+from echosight.options import GenerateOptions, TurnDetectionOptions
 from echosight.turns.detector import SpeechEnded, TurnDetector
 from vad_utils import WINDOW, default_model
 
@@ -43,7 +43,7 @@ class Clip:
 
     samples: Samples
     speech: int
-    rate: int = HEARD_HZ
+    rate: int = INPUT_SAMPLE_RATE
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -60,20 +60,20 @@ def clip(recording: Path | None, silence_s: float = 2.5) -> Clip:
     The recording must not pause for as long as `SILENCE_MS`. Without one, espeak-ng speaks.
     """
     chunk = decode_audio(recording.read_bytes(), "wav", None) if recording else asyncio.run(_spoken())
-    speech = np.frombuffer(resample(chunk, HEARD_HZ).pcm, "<i2")
-    quiet = np.random.default_rng(1).normal(0, 6, round(silence_s * HEARD_HZ)).astype(np.int16)
-    size = HEARD_HZ // FRAMES_A_SECOND
+    speech = np.frombuffer(resample(chunk, INPUT_SAMPLE_RATE).pcm, "<i2")
+    quiet = np.random.default_rng(1).normal(0, 6, round(silence_s * INPUT_SAMPLE_RATE)).astype(np.int16)
+    size = INPUT_SAMPLE_RATE // FRAMES_A_SECOND
     frames = -(-len(speech) // size)
     samples = np.concatenate([speech, np.zeros(frames * size - len(speech), np.int16), quiet])
     return Clip(samples[: len(samples) // size * size].reshape(-1, size), frames)
 
 
 async def _spoken() -> AudioChunk:
-    voice = EspeakVoice()
+    voice = EspeakTTS()
     await voice.start()
     try:
         text = "He was not an ill disposed young man, unless to be rather cold hearted is to be ill disposed."
-        pcm = b"".join([piece.pcm async for piece in voice.speak(text, GenerateOptions())])
+        pcm = b"".join([piece.pcm async for piece in voice.synthesize(text, GenerateOptions())])
         return AudioChunk(pcm[: 6 * voice.rate], voice.rate)
     finally:
         await voice.close()
@@ -122,17 +122,17 @@ def scripts(clip: Clip, users: int, loops: int, interruptions: int, seed: int = 
 
 def _moments(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list[int]]]:
     """(began, over) of each stream, by the server's own rules, as frames."""
-    clip = clip.at(HEARD_HZ)
+    clip = clip.at(INPUT_SAMPLE_RATE)
     model = default_model()
     states = [model.stream() for _ in streams]
-    detectors = [TurnDetector(TurnOptions(silence_ms=SILENCE_MS)) for _ in streams]
+    detectors = [TurnDetector(TurnDetectionOptions(min_endpointing_delay_ms=SILENCE_MS)) for _ in streams]
     first: list[int | None] = [None] * len(streams)
     moments: list[tuple[list[int], list[int]]] = [([], []) for _ in streams]
     audio = [clip.samples[frames].reshape(-1) for frames in streams]
     for at in range(0, max(map(len, audio)) - WINDOW + 1, WINDOW):
         live = [k for k, samples in enumerate(audio) if at + WINDOW <= len(samples)]
         found = model.probabilities(np.stack([audio[k][at : at + WINDOW] for k in live]), [states[k] for k in live])
-        frame = (at + WINDOW - 1) * FRAMES_A_SECOND // HEARD_HZ
+        frame = (at + WINDOW - 1) * FRAMES_A_SECOND // INPUT_SAMPLE_RATE
         for k, probability in zip(live, found.tolist(), strict=True):
             began, over = moments[k]
             silent = not detectors[k].speaking

@@ -14,10 +14,10 @@ from echosight.engines.registry import load
 from echosight.errors import EngineFull, InputError
 from echosight.routes import audio, chat, models, realtime, realtime_sessions, system, web, webrtc
 from echosight.routes import echosight as echosight_routes
-from echosight.routes.realtime import Desk
+from echosight.routes.realtime import RealtimeState
 from echosight.server.manager import StreamManager
 from echosight.server.metrics import Metrics
-from echosight.server.recording import Journal
+from echosight.server.recording import Recorder
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
 
@@ -26,7 +26,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The application with everything in it; nothing of it is global. Raises `SetupError`."""
     engine = load(settings)
     metrics = Metrics(__version__, engine.name)
-    journal = Journal(
+    journal = Recorder(
         settings.log_dir / str(settings.port),
         record=settings.record,
         max_bytes=settings.max_record_mb << 20,
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(echosight_routes.router)
     app.include_router(echosight_routes.router, prefix="/api/v1", include_in_schema=False)
     app.include_router(echosight_routes.sockets)
-    app.state.realtime = Desk()
+    app.state.realtime = RealtimeState()
     app.include_router(realtime_sessions.router)
     app.include_router(realtime.sockets)
     app.include_router(webrtc.router)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from echosight.media import HEARD_HZ, AudioChunk, ImageFrame, Word
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame, Word
 
 Role = Literal["system", "user", "assistant", "tool"]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -35,7 +35,7 @@ class AudioPart:
     """
 
     pcm: bytes | None
-    rate: int = HEARD_HZ
+    rate: int = INPUT_SAMPLE_RATE
     duration_ms: int = 0
     transcript: str | None = None
     words: tuple[Word, ...] = ()
@@ -70,9 +70,9 @@ class ToolResult:
     output: str
 
 
-def speech(pcm: bytes, transcript: str | None = None) -> AudioPart:
-    """PCM16 at `HEARD_HZ` as a part of what a user says."""
-    return AudioPart(pcm, duration_ms=len(pcm) * 500 // HEARD_HZ, transcript=transcript)
+def pcm_part(pcm: bytes, transcript: str | None = None) -> AudioPart:
+    """PCM16 at `INPUT_SAMPLE_RATE` as a part of what a user says."""
+    return AudioPart(pcm, duration_ms=len(pcm) * 500 // INPUT_SAMPLE_RATE, transcript=transcript)
 
 
 Part = TextPart | AudioPart | ImagePart | ToolCall | ToolResult
@@ -96,30 +96,30 @@ class Item:
     @property
     def text(self) -> str:
         """All that was said or written in it, as plain text."""
-        said = (p.text if isinstance(p, TextPart) else p.transcript or "" for p in self.of(TextPart, AudioPart))
+        said = (p.text if isinstance(p, TextPart) else p.transcript or "" for p in self.parts_of(TextPart, AudioPart))
         return " ".join(s for s in said if s)
 
     @property
     def audio(self) -> AudioPart | None:
         """Its speech: an item holds at most one audio part."""
-        return next(self.of(AudioPart), None)
+        return next(self.parts_of(AudioPart), None)
 
     @property
-    def unheard(self) -> bool:
+    def needs_transcript(self) -> bool:
         """Whether it holds speech of the user whose words are not known."""
         audio = self.audio
         return self.role == "user" and audio is not None and audio.pcm is not None and audio.transcript is None
 
     @property
     def images(self) -> tuple[ImageFrame, ...]:
-        return tuple(p.frame for p in self.of(ImagePart))
+        return tuple(p.frame for p in self.parts_of(ImagePart))
 
-    def of(self, *kinds: type[Any]) -> Iterator[Any]:
+    def parts_of(self, *kinds: type[Any]) -> Iterator[Any]:
         """Its parts of the given kinds, in order."""
         return (p for p in self.parts if isinstance(p, kinds))
 
 
-class OpenTurn:
+class UserTurn:
     """The user's turn while it is still going on. Grows in place; `close` freezes it into an `Item`."""
 
     def __init__(self, item_id: str | None = None) -> None:
@@ -133,15 +133,15 @@ class OpenTurn:
     @property
     def duration_ms(self) -> int:
         """Milliseconds of speech so far."""
-        return len(self._pcm) * 500 // HEARD_HZ
+        return len(self._pcm) * 500 // INPUT_SAMPLE_RATE
 
     @property
     def pcm(self) -> bytes:
-        """The speech so far, PCM16 at `HEARD_HZ`."""
+        """The speech so far, PCM16 at `INPUT_SAMPLE_RATE`."""
         return bytes(self._pcm)
 
     @classmethod
-    def of(cls, item: Item) -> OpenTurn:
+    def from_item(cls, item: Item) -> UserTurn:
         """An item as the turn it was, for instance to have its speech transcribed."""
         turn = cls(item.id)
         for part in item.parts:
@@ -158,9 +158,9 @@ class OpenTurn:
         self._rest.append(part)
         return part
 
-    def close(self, transcript: str | None = None) -> Item:
+    def to_item(self, transcript: str | None = None) -> Item:
         """The turn as an item: its speech first, then pictures and text in the order they came."""
-        audio = (AudioPart(bytes(self._pcm), HEARD_HZ, self.duration_ms, transcript),) if self._pcm else ()
+        audio = (AudioPart(bytes(self._pcm), INPUT_SAMPLE_RATE, self.duration_ms, transcript),) if self._pcm else ()
         return Item("user", (*audio, *self._rest), self.id)
 
 
@@ -176,7 +176,7 @@ class Conversation:
     language: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     items: list[Item] = field(default_factory=list)
-    open: OpenTurn | None = None
+    pending_turn: UserTurn | None = None
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
@@ -214,13 +214,13 @@ class Conversation:
         """
         item = self.get(item_id)
         if item is not None and (audio := item.audio) is not None:
-            self._swap(item, audio, replace(audio, transcript=transcript))
+            self._replace_part(item, audio, replace(audio, transcript=transcript))
 
     def remove(self, item_id: str) -> Item:
         """Take an item out. Raises KeyError if there is none of that id."""
         return self.items.pop(self._index(item_id))
 
-    def let_go(self, keep_ms: int, keep_image_bytes: int) -> None:
+    def trim_media(self, keep_ms: int, keep_image_bytes: int) -> None:
         """Bound the memory that a long talk takes: forget the oldest raw speech and the oldest pictures.
 
         At most `keep_ms` of speech stay; its transcript stays, so that what was said does not change and versions do
@@ -231,7 +231,7 @@ class Conversation:
             if audio is not None and audio.pcm is not None:
                 keep_ms -= audio.duration_ms
                 if keep_ms < 0 and audio.transcript is not None:
-                    self._swap(item, audio, replace(audio, pcm=None))
+                    self._replace_part(item, audio, replace(audio, pcm=None))
             size = sum(len(image.data) for image in item.images)
             keep_image_bytes -= size
             if size and keep_image_bytes < 0:
@@ -263,7 +263,7 @@ class Conversation:
             items=[_item_from_json(item) for item in data["items"]],
         )
 
-    def _swap(self, item: Item, old: Part, new: Part) -> None:
+    def _replace_part(self, item: Item, old: Part, new: Part) -> None:
         """Put a part in place of another that says the same."""
         parts = tuple(new if part is old else part for part in item.parts)
         self.items[self._index(item.id)] = replace(item, parts=parts)
@@ -316,6 +316,6 @@ def _parts_from_json(parts: Iterable[dict[str, Any]]) -> Iterator[Part]:
         yield _PARTS[part["kind"]](**values)
 
 
-def chunk_of(part: AudioPart) -> AudioChunk:
+def to_chunk(part: AudioPart) -> AudioChunk:
     """The part's samples as a chunk; empty where the bytes were let go."""
     return AudioChunk(part.pcm or b"", part.rate)

@@ -24,7 +24,7 @@ class EchoSightError(Exception):
 class InputError(EchoSightError):
     """The client asked for something that cannot be done. `param` names the field at fault.
 
-    `status` is what HTTP routes answer with; `reference` echoes the client's own event id.
+    `status` is what HTTP routes answer with; `client_event_id` echoes the client's own event id.
     """
 
     code = "invalid_value"
@@ -36,12 +36,12 @@ class InputError(EchoSightError):
         code: str | None = None,
         param: str | None = None,
         status: int = 400,
-        reference: str | None = None,
+        client_event_id: str | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.param = param
         self.status = status
-        self.reference = reference
+        self.client_event_id = client_event_id
 
 
 class WireError(InputError):

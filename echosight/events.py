@@ -1,7 +1,7 @@
 """What a client can say to a session (`Input`) and what a session can say back (`Output`).
 
 Wires translate between these and messages; nothing else crosses the line. Times of the user's
-speech are sample counts of the session's own stream at `HEARD_HZ`, never readings of a clock.
+speech are sample counts of the session's own stream at `INPUT_SAMPLE_RATE`, never readings of a clock.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class CommitInput:
     """The user's turn is over. Refused as `input_audio_buffer_commit_empty` below `min_audio_ms` of speech
     when there is nothing else in it."""
 
@@ -52,7 +52,7 @@ class ClearInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Respond:
+class CreateResponse:
     """Answer now. `interrupt`: stop an answer in progress first, instead of refusing.
 
     `conversation` False: an answer out of band, whose items are not kept. `input` replaces the history for it.
@@ -69,12 +69,12 @@ class Respond:
 class Cancel:
     """Stop the answer in progress: that of `turn`, or whichever there is. Refused where there is none if `strict`."""
 
-    turn: str | None = None
+    response_id: str | None = None
     strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class PlaybackProgress:
     """The client has played `audio_ms` of the assistant's item so far."""
 
     item_id: str
@@ -108,15 +108,15 @@ class RetrieveItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Configure:
+class UpdateOptions:
     """The session's options from now on, whole."""
 
     options: SessionOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """Comes back as `Marked` once everything before it has been taken in."""
+class Sync:
+    """Comes back as `Synced` once everything before it has been taken in."""
 
     tag: str = ""
 
@@ -127,15 +127,15 @@ class Reset:
 
 
 Input = (
-    Audio | Image | Text | Commit | ClearInput | Respond | Cancel | Played | Truncate
-    | AddItem | RemoveItem | RetrieveItem | Configure | Mark | Reset
+    Audio | Image | Text | CommitInput | ClearInput | CreateResponse | Cancel | PlaybackProgress | Truncate
+    | AddItem | RemoveItem | RetrieveItem | UpdateOptions | Sync | Reset
 )  # fmt: skip
 
 # --- outputs --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class SessionOpened:
     """The first event of every session."""
 
     session_id: str
@@ -143,16 +143,16 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Configured:
+class OptionsUpdated:
     options: SessionOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class Synced:
     """`answering`: the user's turn is over and its answer is being made."""
 
     tag: str
-    answering: bool
+    generating: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class SpeechStopped:
 
 
 @dataclass(frozen=True, slots=True)
-class SilenceTimedOut:
+class IdleTimedOut:
     """The user has said nothing from sample `start` to sample `end`; the silence becomes a turn of its own."""
 
     item_id: str
@@ -194,7 +194,7 @@ class InputCommitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class TranscriptUpdated:
     """What was understood of the user's turn so far; replaces what was said before of the same item."""
 
     item_id: str
@@ -203,7 +203,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class NotUnderstood:
+class TranscriptionFailed:
     """The user's speech could not be transcribed."""
 
     item_id: str
@@ -212,7 +212,7 @@ class NotUnderstood:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class VadLevel:
     """Probability of speech in the 512 samples before sample `at`; sent only where `SessionOptions.levels` is set."""
 
     at: int
@@ -225,7 +225,7 @@ class ItemAdded:
 
     item: Item
     previous_id: str | None
-    turn: str | None = None
+    response_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class ItemDone:
 
     item: Item
     previous_id: str | None
-    turn: str | None = None
+    response_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +261,10 @@ class ItemTruncated:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnStarted:
+class ResponseStarted:
     """An answer begins. `user_item` is the item it answers, where there is one."""
 
-    turn: str
+    response_id: str
     options: GenerateOptions
     user_item: Item | None = None
     metadata: Mapping[str, Any] | None = None
@@ -275,7 +275,7 @@ class TurnStarted:
 class TextDelta:
     """Text of the answer. With speech it is the transcript of what is spoken, and may run ahead of it."""
 
-    turn: str
+    response_id: str
     item_id: str
     text: str
 
@@ -284,7 +284,7 @@ class TextDelta:
 class SpeechDelta:
     """Speech of the answer. `words` are those that begin in it, timed from the answer's first sample."""
 
-    turn: str
+    response_id: str
     item_id: str
     chunk: AudioChunk
     words: tuple[Word, ...] = ()
@@ -294,7 +294,7 @@ class SpeechDelta:
 class ToolCallDelta:
     """A piece of the JSON arguments of a function call."""
 
-    turn: str
+    response_id: str
     item_id: str
     call_id: str
     name: str
@@ -331,37 +331,38 @@ Outcome = Literal["completed", "cancelled", "failed", "incomplete"]
 
 
 @dataclass(frozen=True, slots=True)
-class TurnEnded:
+class ResponseEnded:
     """The answer is over; every TurnStarted has exactly one.
 
     `reason` says why it was not completed: ``turn_detected`` (speech over it), ``client_cancelled``,
     ``max_output_tokens``, ``content_filter``, or an error code. `made_by` names the parts that made it.
     """
 
-    turn: str
+    response_id: str
     outcome: Outcome
     reason: str | None = None
     items: tuple[Item, ...] = ()
     usage: Usage = field(default_factory=Usage)
     waterfall: Waterfall = field(default_factory=Waterfall)
-    made_by: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ErrorRaised:
     """Something went wrong and the session goes on. `reference` is the client's own id of the message at fault."""
 
     code: str
     message: str
     param: str | None = None
-    reference: str | None = None
+    client_event_id: str | None = None
 
 
 Output = (
-    Opened | Configured | Marked | SpeechStarted | SpeechStopped | SilenceTimedOut | InputCleared | InputCommitted
-    | Heard | NotUnderstood | Level | ItemAdded | ItemDone | ItemRemoved | ItemRetrieved | ItemTruncated
-    | TurnStarted | TextDelta | SpeechDelta | ToolCallDelta | TurnEnded | Failure
+    SessionOpened | OptionsUpdated | Synced | SpeechStarted | SpeechStopped | IdleTimedOut | InputCleared
+    | InputCommitted | TranscriptUpdated | TranscriptionFailed | VadLevel | ItemAdded | ItemDone | ItemRemoved
+    | ItemRetrieved | ItemTruncated | ResponseStarted | TextDelta | SpeechDelta | ToolCallDelta | ResponseEnded
+    | ErrorRaised
 )  # fmt: skip
 
 Delta = TextDelta | SpeechDelta | ToolCallDelta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HEARD_HZ = 16_000
+INPUT_SAMPLE_RATE = 16_000
 """Rate at which sessions hear: Silero's, and that of every speech model served here."""
 
 
@@ -13,7 +13,7 @@ class AudioChunk:
     """Mono 16-bit little-endian PCM at `rate` Hz."""
 
     pcm: bytes
-    rate: int = HEARD_HZ
+    rate: int = INPUT_SAMPLE_RATE
 
     @property
     def samples(self) -> int:
@@ -46,7 +46,7 @@ class Word:
     """
 
     start_ms: int
-    end: int
+    text_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +60,4 @@ class Transcript:
     words: tuple[Word, ...] = ()
     language: str | None = None
     final: bool = True
-    made_by: str = ""
+    provider: str = ""

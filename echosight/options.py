@@ -9,7 +9,7 @@ from echosight.media import AudioChunk
 
 
 @dataclass(frozen=True, slots=True)
-class TurnOptions:
+class TurnDetectionOptions:
     """Endpointing of the user's speech. Probabilities are Silero's, 0-1; times are in ms of the session's audio.
 
     Speech begins when `min_speech_ms` in a row reach `threshold`, and ends after `silence_ms` below
@@ -21,13 +21,13 @@ class TurnOptions:
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     min_speech_ms: int = 64
-    silence_ms: int = 384
-    pause_ms: int = 160
+    min_endpointing_delay_ms: int = 384
+    speculation_delay_ms: int = 160
     max_turn_ms: int = 60_000
     create_response: bool = True
     interrupt_response: bool = True
-    patience_ms: int = 0
-    idle_ms: int | None = None
+    max_endpointing_delay_ms: int = 0
+    idle_timeout_ms: int | None = None
 
 
 AGGRESSIVENESS = (0.35, 0.5, 0.65, 0.8)
@@ -51,15 +51,15 @@ class GenerateOptions:
     voice_sample: AudioChunk | None = None
     language: str | None = None
     speed: float = 1.0
-    manner: str | None = None
+    speaking_style: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     tool_choice: str | dict[str, Any] = "auto"
-    lead_ms: int | None = None
-    output_hz: int | None = None
-    encoding: str | None = None
+    max_playout_lead_ms: int | None = None
+    output_sample_rate: int | None = None
+    output_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class SessionOptions:
     instructions: str = ""
     language: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
-    turn: TurnOptions | None = field(default_factory=TurnOptions)
-    answer: GenerateOptions = field(default_factory=GenerateOptions)
-    output_hz: int = 24_000
-    levels: bool = False
+    turn_detection: TurnDetectionOptions | None = field(default_factory=TurnDetectionOptions)
+    response: GenerateOptions = field(default_factory=GenerateOptions)
+    output_sample_rate: int = 24_000
+    vad_levels: bool = False
     hd_video: bool = False
     record: bool = True

@@ -18,10 +18,10 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from echosight.options import AGGRESSIVENESS, GenerateOptions, SessionOptions, TurnOptions
+from echosight.options import AGGRESSIVENESS, GenerateOptions, SessionOptions, TurnDetectionOptions
 
 _PREFIX = "SERVER_"
-_TURN = TurnOptions()
+_TURN = TurnDetectionOptions()
 
 
 def _commas(value: object) -> object:
@@ -118,7 +118,9 @@ class Settings(BaseSettings):
     piper_model_path: str = _own("PIPER_MODEL_PATH", "the .onnx file of a Piper voice")
 
     vad_threshold: float = Field(default=_TURN.threshold, gt=0, le=1, description="probability that counts as speech")
-    silence_ms: int = Field(default=_TURN.silence_ms, ge=32, le=10_000, description="silence that ends a turn")
+    silence_ms: int = Field(
+        default=_TURN.min_endpointing_delay_ms, ge=32, le=10_000, description="silence that ends a turn"
+    )
     min_speech_ms: int = Field(default=_TURN.min_speech_ms, ge=32, le=5_000, description="speech that begins a turn")
     prefix_padding_ms: int = Field(
         default=_TURN.prefix_padding_ms, ge=0, le=5_000, description="audio kept from before speech was noticed"
@@ -169,13 +171,13 @@ class Settings(BaseSettings):
         matches = [hmac.compare_digest(offered, known.get_secret_value().encode()) for known in self.api_tokens]
         return any(matches) or not matches
 
-    def bridge_turn(self) -> TurnOptions:
+    def bridge_turn(self) -> TurnDetectionOptions:
         """How turns of bridge clients are found, once they ask for it."""
-        return TurnOptions(
+        return TurnDetectionOptions(
             threshold=AGGRESSIVENESS[self.default_vad_aggr],
             prefix_padding_ms=self.default_vad_pad_ms,
             min_speech_ms=self.default_vad_start_ms,
-            silence_ms=self.default_vad_end_ms,
+            min_endpointing_delay_ms=self.default_vad_end_ms,
             max_turn_ms=self.default_vad_max_ms,
             create_response=self.default_vad_autoresp,
             interrupt_response=self.default_vad_interrupt_response,
@@ -183,15 +185,17 @@ class Settings(BaseSettings):
 
     def session_options(self) -> SessionOptions:
         """What a session starts with."""
-        turn = TurnOptions(
+        turn = TurnDetectionOptions(
             threshold=self.vad_threshold,
             prefix_padding_ms=self.prefix_padding_ms,
             min_speech_ms=self.min_speech_ms,
-            silence_ms=self.silence_ms,
+            min_endpointing_delay_ms=self.silence_ms,
             max_turn_ms=round(self.max_turn_s * 1000),
         )
-        answer = GenerateOptions(voice=self.voice, manner=self.default_tts_instructions or None)
-        return SessionOptions(instructions=self.system_prompt, language=self.language, turn=turn, answer=answer)
+        answer = GenerateOptions(voice=self.voice, speaking_style=self.default_tts_instructions or None)
+        return SessionOptions(
+            instructions=self.system_prompt, language=self.language, turn_detection=turn, response=answer
+        )
 
 
 _GROUPS = {

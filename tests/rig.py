@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from echosight.engines.stub import FakeEngine
-from echosight.events import Audio, Output, TurnEnded
-from echosight.media import HEARD_HZ, AudioChunk
-from echosight.options import SessionOptions, TurnOptions
+from echosight.events import Audio, Output, ResponseEnded
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
+from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.session.session import Session
 from echosight.turns.vad import VadStream
 
@@ -31,11 +31,11 @@ class LoudnessVoice(VadStream):
 
 
 def loud(ms: int) -> Audio:
-    return Audio(AudioChunk(b"\x10\x10" * (HEARD_HZ * ms // 1000)))
+    return Audio(AudioChunk(b"\x10\x10" * (INPUT_SAMPLE_RATE * ms // 1000)))
 
 
 def quiet(ms: int) -> Audio:
-    return Audio(AudioChunk(bytes(2 * HEARD_HZ * ms // 1000)))
+    return Audio(AudioChunk(bytes(2 * INPUT_SAMPLE_RATE * ms // 1000)))
 
 
 class Clock:
@@ -73,8 +73,8 @@ class Bench:
                     return event
         raise AssertionError(f"closed before {kind.__name__}")
 
-    async def turn(self) -> TurnEnded:
-        return await self.until(TurnEnded)
+    async def turn(self) -> ResponseEnded:
+        return await self.until(ResponseEnded)
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         return [event for event in self.seen if isinstance(event, kind)]
@@ -89,7 +89,7 @@ async def bench(engine: FakeEngine | None = None, **options: Any) -> AsyncGenera
     """A session with server turn detection; `options` are those of `SessionOptions`."""
     engine = engine or FakeEngine()
     clock = Clock()
-    chosen = SessionOptions(**{"turn": TurnOptions(silence_ms=384), **options})
+    chosen = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
     session = Session("s", engine, LoudnessVoice(), chosen, clock=clock)
     try:
         yield Bench(session, engine, clock)
@@ -99,6 +99,6 @@ async def bench(engine: FakeEngine | None = None, **options: Any) -> AsyncGenera
 
 def pieces_of(audio: Audio, ms: int) -> Iterator[Audio]:
     """The same sound in pieces of `ms`."""
-    size = 2 * HEARD_HZ * ms // 1000
+    size = 2 * INPUT_SAMPLE_RATE * ms // 1000
     for at in range(0, len(audio.chunk.pcm), size):
         yield Audio(AudioChunk(audio.chunk.pcm[at : at + size]))

@@ -18,7 +18,7 @@ from echosight.session.session import Session
 from echosight.turns.vad import BatchedVad
 from echosight.wire import Message, Wire
 from echosight.wire.echosight import EchoSightWire
-from echosight.wire.realtime import RealtimeWire, Terms
+from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.conftest import Flite
 
 DETECTION = {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 400, "interrupt_response": True}
@@ -49,7 +49,7 @@ async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
         while session.answering or len(session.outbox):
             event = await session.outbox.get()
             assert event is not None
-            if not isinstance(event, ev.Marked):
+            if not isinstance(event, ev.Synced):
                 told.append(event)
     await session.close()
     names: dict[str, str] = {}
@@ -69,7 +69,7 @@ def recording(flite: Flite) -> bytes:
 
 async def test_the_same_recording_gives_the_same_events(recording: bytes) -> None:
     options = SessionOptions()
-    realtime = await log_of(RealtimeWire(Terms(voices=("one",)), options), over_realtime(recording))
+    realtime = await log_of(RealtimeWire(SessionTemplate(voices=("one",)), options), over_realtime(recording))
     echosight = await log_of(EchoSightWire("me", options), over_the_echosight_socket(recording))
     assert sum("SpeechStarted(" in event for event in realtime) == 2
     assert sum("outcome='completed'" in event for event in realtime) == 2

@@ -13,11 +13,11 @@ from echosight.conversation import (
     Conversation,
     ImagePart,
     Item,
-    OpenTurn,
     Part,
     TextPart,
     ToolCall,
     ToolResult,
+    UserTurn,
 )
 from echosight.media import ImageFrame, Word
 
@@ -81,7 +81,7 @@ def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
     for number in range(2):
         conversation.transcribed(f"i{number}", f"said {number}")
     conversation.transcribed("gone", "nothing happens")
-    conversation.let_go(keep_ms=1000, keep_image_bytes=0)
+    conversation.trim_media(keep_ms=1000, keep_image_bytes=0)
     assert conversation.signature() == before
     kept = [item.audio is not None and item.audio.pcm is not None for item in conversation]
     assert kept == [False, False, True]
@@ -91,7 +91,7 @@ def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
 def test_speech_without_a_transcript_is_never_let_go() -> None:
     conversation = Conversation()
     conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), "i"))
-    conversation.let_go(keep_ms=0, keep_image_bytes=0)
+    conversation.trim_media(keep_ms=0, keep_image_bytes=0)
     assert conversation.items[0].audio is not None
     assert conversation.items[0].audio.pcm is not None
 
@@ -102,7 +102,7 @@ def test_the_oldest_pictures_go_for_good() -> None:
     for number in range(3):
         parts = (AudioPart(b"\0" * 32, duration_ms=1, transcript="said"), ImagePart(frame), TextPart("look"))
         conversation.add(Item("user", parts, f"i{number}"))
-    conversation.let_go(keep_ms=1, keep_image_bytes=200)
+    conversation.trim_media(keep_ms=1, keep_image_bytes=200)
     assert [len(item.images) for item in conversation] == [0, 1, 1]
     assert conversation.signature() == (("i0", 1), ("i1", 0), ("i2", 0)), "an engine must not believe it still sees it"
     assert conversation.items[0].text == "said look"
@@ -112,12 +112,12 @@ def test_the_oldest_pictures_go_for_good() -> None:
 
 
 def test_pictures_know_when_they_were_shown() -> None:
-    turn = OpenTurn()
+    turn = UserTurn()
     frame = ImageFrame(b"", "image/png", 1, 1)
     turn.add(AudioPart(b"\0" * 3200))
     turn.add(ImagePart(frame))
     turn.add(AudioPart(b"\0" * 3200))
-    item = turn.close()
+    item = turn.to_item()
     assert item.audio is not None
-    assert (item.audio.duration_ms, [p.at_ms for p in item.of(ImagePart)]) == (200, [100])
-    assert OpenTurn.of(item).close() == item
+    assert (item.audio.duration_ms, [p.at_ms for p in item.parts_of(ImagePart)]) == (200, [100])
+    assert UserTurn.from_item(item).to_item() == item

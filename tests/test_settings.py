@@ -78,9 +78,13 @@ def test_unrelated_variables_of_the_shell_mean_nothing(monkeypatch: pytest.Monke
 def test_turn_settings_reach_the_session() -> None:
     argv = ["--silence-ms", "500", "--vad-threshold", "1", "--max-turn-s", "9", "--system-prompt", "Be brief"]
     options = Settings.load([*argv, "--voice", "en-gb", "--language", "en"]).session_options()
-    assert options.turn is not None
-    assert (options.turn.silence_ms, options.turn.threshold, options.turn.max_turn_ms) == (500, 1.0, 9000)
-    assert (options.instructions, options.answer.voice, options.language) == ("Be brief", "en-gb", "en")
+    assert options.turn_detection is not None
+    assert (
+        options.turn_detection.min_endpointing_delay_ms,
+        options.turn_detection.threshold,
+        options.turn_detection.max_turn_ms,
+    ) == (500, 1.0, 9000)
+    assert (options.instructions, options.response.voice, options.language) == ("Be brief", "en-gb", "en")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import websockets
 from echosight.audio.formats import decode_audio, wav_bytes
 from echosight.audio.resampling import resample
 from echosight.errors import EchoSightError
-from echosight.media import HEARD_HZ, AudioChunk
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 
 FRAME_S = 0.02
 PATIENCE_S = 30.0
@@ -173,7 +173,7 @@ async def _live(args: argparse.Namespace, speaker: Speaker) -> None:
     url = f"ws{args.url.removeprefix('http')}/ws/stream?uid={quote(args.uid)}"
     async with asyncio.timeout(None) as patience:
         async with websockets.connect(url, additional_headers=_headers(args), max_size=None) as socket:
-            rate = HEARD_HZ
+            rate = INPUT_SAMPLE_RATE
             await socket.send(orjson.dumps({"type": "subscribe", "sample_rate": rate, "events": True}).decode())
             if args.image or args.text:
                 content = [_picture(path) for path in args.image]
@@ -197,9 +197,9 @@ async def _talk(socket: websockets.ClientConnection, path: Path | None) -> None:
 
 def _frames(path: Path | None) -> Iterator[bytes]:
     """The recording as PCM16 frames, then two seconds of the quiet that lets the server see its end."""
-    pcm = resample(_recording(path), HEARD_HZ).pcm if path else b""
-    pcm += np.zeros(2 * HEARD_HZ, "<i2").tobytes()
-    size = 2 * int(HEARD_HZ * FRAME_S)
+    pcm = resample(_recording(path), INPUT_SAMPLE_RATE).pcm if path else b""
+    pcm += np.zeros(2 * INPUT_SAMPLE_RATE, "<i2").tobytes()
+    size = 2 * int(INPUT_SAMPLE_RATE * FRAME_S)
     for at in range(0, len(pcm), size):
         yield pcm[at : at + size]
 

@@ -1,7 +1,7 @@
 """What answers: the contracts that models meet.
 
-An `Engine` hears, sees and answers. A `Cascade` is an engine made of a `Transcriber`, a `Chat` and a
-`Voice`. All of them keep caches only; the `Conversation` handed to every call is the truth.
+An `Engine` hears, sees and answers. A `Cascade` is an engine made of a `STT`, a `LLM` and a
+`TTS`. All of them keep caches only; the `Conversation` handed to every call is the truth.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from echosight.conversation import Conversation, OpenTurn, Part
+from echosight.conversation import Conversation, Part, UserTurn
 from echosight.events import Usage
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
 
 @dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextChunk:
     """A text delta of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechPiece:
+class SpeechChunk:
     """Mono PCM16 at the engine's `output_rate`, with the words that begin in it.
 
     Words are timed from the first sample of the answer and count characters of the answer's whole text.
@@ -33,11 +33,11 @@ class SpeechPiece:
 
     pcm: bytes
     words: tuple[Word, ...] = ()
-    made_by: str = ""
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class CallPiece:
+class ToolCallChunk:
     """A piece of a function call; `arguments` is a delta of its JSON."""
 
     call_id: str
@@ -46,7 +46,7 @@ class CallPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class GenerationSummary:
     """The last piece of an answer, where the engine has something to say about it.
 
     `finish` is ``stop``, ``length`` (the token limit was reached) or ``content_filter``.
@@ -54,10 +54,10 @@ class Summary:
 
     usage: Usage = field(default_factory=Usage)
     finish: str = "stop"
-    made_by: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
-Piece = TextPiece | SpeechPiece | CallPiece | Summary
+Chunk = TextChunk | SpeechChunk | ToolCallChunk | GenerationSummary
 
 
 class Engine(Protocol):
@@ -80,18 +80,18 @@ class Engine(Protocol):
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         """A part was appended to `conversation.open`: compute ahead, or do nothing.
 
-        Speech comes as AudioParts of any length at `HEARD_HZ`. Returns what was understood of the turn so far,
+        Speech comes as AudioParts of any length at `INPUT_SAMPLE_RATE`. Returns what was understood of the turn so far,
         None where nothing new is known.
         """
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         """The user seems to have finished: the final transcript of all speech of `turn`, where the engine makes one.
 
         Speech that was not prefilled is taken from `turn.pcm`. May be asked early, during a silence; it is void when
         more is prefilled to the same turn. May be cancelled, and may overlap with the prefill of the next turn.
         """
 
-    def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Bring the cache into line with the conversation, then answer.
 
         Runs as fast as it is read and no faster. Closing the generator stops the model within one step.
@@ -102,7 +102,7 @@ class Engine(Protocol):
         """Forget what is cached of a conversation; unknown ids are fine."""
 
 
-class Transcriber(Protocol):
+class STT(Protocol):
     """Audio in, text out. An utterance is known by a name that no other has, in whatever conversation."""
 
     @property
@@ -114,7 +114,7 @@ class Transcriber(Protocol):
     async def hear(
         self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
     ) -> str | None:
-        """More of an utterance (PCM16 at `HEARD_HZ`); returns the partial text where it changed.
+        """More of an utterance (PCM16 at `INPUT_SAMPLE_RATE`); returns the partial text where it changed.
 
         Utterances of one `speaker` sound alike: same voice, microphone and room.
         """
@@ -126,7 +126,7 @@ class Transcriber(Protocol):
         """The utterance is over or was dropped."""
 
 
-class Chat(Protocol):
+class LLM(Protocol):
     """A conversation in, text and function calls out."""
 
     @property
@@ -138,15 +138,15 @@ class Chat(Protocol):
     async def prefill(self, conversation: Conversation, text: str) -> None:
         """The user speaks, and is heard to say `text` so far (nothing yet: ""): compute ahead, or do nothing."""
 
-    def reply(
+    def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         """Stream the reply to the conversation's last items. Closing it stops the model."""
 
     async def release(self, conversation_id: str) -> None: ...
 
 
-class Voice(Protocol):
+class TTS(Protocol):
     """Text in, speech out."""
 
     rate: int
@@ -158,6 +158,6 @@ class Voice(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 
-    def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Speak one sentence. Words are timed from its first sample and count its characters;
         a voice that does not know them gives none. Closing it stops the voice."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from echosight.engines import Chat, Transcriber, Voice
-from echosight.engines.cascade.fallback import ChatChain, TranscriberChain, VoiceChain
+from echosight.engines import LLM, STT, TTS
+from echosight.engines.cascade.fallback import LLMChain, STTChain, TTSChain
 from echosight.errors import SetupError
 from echosight.settings import Settings
 
@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[Part]):
+class PartRegistry(Generic[Part]):
     """One of the three kinds of parts. A maker, ``module:function`` of this package, is imported when it is chosen.
 
     Makers take what stands behind the colon of ``name:argument`` (None without) and the settings; they raise
@@ -104,7 +104,7 @@ def _name(part: Any) -> str:
     return str(part.name)
 
 
-CHATS: Kind[Chat] = Kind(
+LLMS: PartRegistry[LLM] = PartRegistry(
     "--model",
     {
         "echo": "llm.echo:chat",
@@ -118,10 +118,10 @@ CHATS: Kind[Chat] = Kind(
     address="",
     hosted=("deepseek", "groq", "openai"),
     embedded="llama",
-    chain=ChatChain,
+    chain=LLMChain,
 )
 
-TRANSCRIBERS: Kind[Transcriber] = Kind(
+STTS: PartRegistry[STT] = PartRegistry(
     "--stt",
     {
         "whisper": "stt.whisper:transcriber",
@@ -135,10 +135,10 @@ TRANSCRIBERS: Kind[Transcriber] = Kind(
     best=("whisper", "vosk", "sphinx"),
     hosted=("deepgram", "groq", "openai"),
     embedded="sphinx",
-    chain=TranscriberChain,
+    chain=STTChain,
 )
 
-VOICES: Kind[Voice] = Kind(
+TTSS: PartRegistry[TTS] = PartRegistry(
     "--tts",
     {
         "kokoro": "tts.kokoro:voice",
@@ -153,5 +153,5 @@ VOICES: Kind[Voice] = Kind(
     best=("kokoro", "piper", "espeak"),
     hosted=("deepgram", "openai"),
     embedded="espeak",
-    chain=VoiceChain,
+    chain=TTSChain,
 )

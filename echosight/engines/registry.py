@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from echosight.engines import Chat, Engine, Transcriber
+from echosight.engines import LLM, STT, Engine
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.cascade_parts import CHATS, TRANSCRIBERS, VOICES, split
+from echosight.engines.cascade_parts import LLMS, STTS, TTSS, split
 from echosight.engines.runtime.huggingface.source import fetch_config, is_local
 from echosight.errors import SetupError
 from echosight.settings import Settings
@@ -30,34 +30,34 @@ def load(settings: Settings) -> Engine:
     if make := OMNI.get(str(_config(specs[0]).get("model_type"))):
         return make(specs[0], settings)
     chats = [_chat(spec, settings) for spec in specs]
-    transcriber = TRANSCRIBERS.choose(settings.stt, settings)
-    voice = VOICES.choose(settings.tts or settings.tts_provider, settings)
-    return Cascade(transcriber, CHATS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
+    transcriber = STTS.choose(settings.stt, settings)
+    voice = TTSS.choose(settings.tts or settings.tts_provider, settings)
+    return Cascade(transcriber, LLMS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
 
 
 def _demo(settings: Settings) -> Engine:
     """What is built in, for it downloads nothing; other parts where they are named."""
-    transcriber = TRANSCRIBERS.choose(settings.stt or "sphinx", settings)
-    voice = VOICES.choose(settings.tts or settings.tts_provider or "espeak", settings)
-    return Cascade(transcriber, CHATS.make("echo", settings), voice, capacity=CONVERSATIONS)
+    transcriber = STTS.choose(settings.stt or "sphinx", settings)
+    voice = TTSS.choose(settings.tts or settings.tts_provider or "espeak", settings)
+    return Cascade(transcriber, LLMS.make("echo", settings), voice, capacity=CONVERSATIONS)
 
 
-def _chat(spec: str, settings: Settings) -> Chat:
+def _chat(spec: str, settings: Settings) -> LLM:
     """A chat by its name, address, file, folder or Hugging Face id."""
     if spec.startswith(("http://", "https://")):
         from echosight.engines.llm.openai_http import at
 
         return at(spec, settings)
-    if spec.partition(":")[0] in CHATS.makers:
-        return CHATS.make(spec, settings)
+    if spec.partition(":")[0] in LLMS.makers:
+        return LLMS.make(spec, settings)
     if spec.endswith(".gguf"):
-        return CHATS.make(f"llama:{spec}", settings)
-    return CHATS.make(f"local:{spec}", settings)
+        return LLMS.make(f"llama:{spec}", settings)
+    return LLMS.make(f"local:{spec}", settings)
 
 
 def _config(spec: str) -> dict[str, Any]:
     """The config.json of a folder or of a Hugging Face id; empty where `spec` is neither."""
-    if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in CHATS.makers:
+    if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in LLMS.makers:
         return {}
     if is_local(spec) and not Path(spec).expanduser().is_dir():
         problem = f"{spec} is no model" if Path(spec).expanduser().exists() else f"There is no folder {spec}"
@@ -77,10 +77,10 @@ def _minicpmo(source: str, settings: Settings) -> Engine:
     return minicpmo.load(source, transcriber=_scribe(settings))
 
 
-def _scribe(settings: Settings) -> Transcriber | None:
+def _scribe(settings: Settings) -> STT | None:
     """Who writes down what an omni model hears: nobody unless asked, for it takes time from the model."""
     if settings.stt or settings.whisper_url:
-        return TRANSCRIBERS.choose(settings.stt, settings)
+        return STTS.choose(settings.stt, settings)
     return None
 
 

@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
-from echosight.conversation import Conversation, OpenTurn, Part
-from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.conversation import Conversation, Part, UserTurn
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
 
-def words(text: str, ms_a_word: int = 100) -> list[Piece]:
+def words(text: str, ms_a_word: int = 100) -> list[Chunk]:
     """An answer at 24 kHz whose every word lasts `ms_a_word`: its text first, then a piece of speech a word."""
-    pieces: list[Piece] = [TextPiece(text)]
+    pieces: list[Chunk] = [TextChunk(text)]
     end = 0
     for number, word in enumerate(text.split(" ")):
         end = text.index(word, end) + len(word)
         pcm = b"\x20\x20" * (24 * ms_a_word)
-        pieces.append(SpeechPiece(pcm, (Word(number * ms_a_word, end),)))
+        pieces.append(SpeechChunk(pcm, (Word(number * ms_a_word, end),)))
     return pieces
 
 
@@ -32,7 +32,7 @@ class FakeEngine:
     pieces begun, `stopped` the answers that are over, to their end or before.
     """
 
-    answers: Sequence[Sequence[Piece | Exception]] = field(default_factory=lambda: [words("hello there")])
+    answers: Sequence[Sequence[Chunk | Exception]] = field(default_factory=lambda: [words("hello there")])
     transcripts: Sequence[str | Exception | None] = ("what was said",)
     gate: asyncio.Semaphore | None = None
     name: str = "fake"
@@ -51,11 +51,11 @@ class FakeEngine:
     async def close(self) -> None: ...
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
-        assert conversation.open is not None
+        assert conversation.pending_turn is not None
         self.prefilled.append(part)
         return f"{len(self.prefilled)} parts"
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         await asyncio.sleep(0)
         self.settled.append(turn.duration_ms)
         found = self.transcripts[min(len(self.settled), len(self.transcripts)) - 1]
@@ -63,7 +63,7 @@ class FakeEngine:
             raise found
         return None if found is None else Transcript(found)
 
-    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         self.asked.append(replace(conversation, items=list(conversation.items)))
         self.options.append(options)
         script = self.answers[min(len(self.asked), len(self.answers)) - 1]
@@ -76,8 +76,8 @@ class FakeEngine:
                 if isinstance(piece, Exception):
                     raise piece
                 yield piece
-            if not any(isinstance(piece, Summary) for piece in script):
-                yield Summary(made_by=(self.name,))
+            if not any(isinstance(piece, GenerationSummary) for piece in script):
+                yield GenerationSummary(providers=(self.name,))
         finally:
             self.stopped += 1
 
@@ -115,10 +115,10 @@ class StubEngine:
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         return None
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         return STUB_TRANSCRIPT
 
-    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         clock = asyncio.get_running_loop()
         began = clock.time()
         ends = []
@@ -128,11 +128,11 @@ class StubEngine:
             text = f" {word}" if n else word
             end += len(text)
             ends.append(end)
-            yield TextPiece(text)
+            yield TextChunk(text)
         for n in range(STUB_PIECES if options.speech else 0):
             words = (Word(n * STUB_PIECE_MS, ends[n * 2 // 5]),) if n * 2 % 5 < 2 else ()
-            yield SpeechPiece(self._pcm, words)
-        yield Summary(made_by=(self.name,))
+            yield SpeechChunk(self._pcm, words)
+        yield GenerationSummary(providers=(self.name,))
 
     async def release(self, conversation_id: str) -> None:
         """It keeps nothing."""

@@ -15,15 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from echosight.audio.formats import decode_audio, pcm_to_float, wav_header
 from echosight.audio.resampling import Resampler, resample
-from echosight.conversation import AudioPart, OpenTurn
+from echosight.conversation import AudioPart, UserTurn
 from echosight.engines.cascade.engine import Cascade
 from echosight.engines.cascade.sentences import Splitter, speakable
 from echosight.errors import EngineFailure, InputError
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
 from echosight.routes.auth import admit, body_of, settings_of
 from echosight.routes.openai_common import checked, ready, transcribe
-from echosight.routes.openai_errors import Door
+from echosight.routes.openai_errors import OpenAIErrorRoute
 from echosight.server.manager import StreamManager
 from echosight.settings import Settings
 from echosight.wire.openai import transcription
@@ -31,7 +31,7 @@ from echosight.wire.openai import transcription
 Json = dict[str, Any]
 
 UNKNOWN_LENGTH = 0xFFFF_FFFF - 36
-router = APIRouter(tags=["OpenAI"], route_class=Door)
+router = APIRouter(tags=["OpenAI"], route_class=OpenAIErrorRoute)
 Admitted = Annotated[None, Depends(admit)]
 Chosen = Annotated[Settings, Depends(settings_of)]
 Body = Annotated[bytes, Depends(body_of)]
@@ -54,10 +54,10 @@ async def transcriptions(
         raise InputError("The file is too large", code="too_large", status=413, param="file")
     name = (file.filename or "").rpartition(".")[2] or file.content_type or "wav"
     chunk = await manager.read(
-        len(data), lambda: resample(decode_audio(data, name, max_seconds=settings.max_audio_seconds), HEARD_HZ)
+        len(data), lambda: resample(decode_audio(data, name, max_seconds=settings.max_audio_seconds), INPUT_SAMPLE_RATE)
     )
-    turn = OpenTurn()
-    turn.add(AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // HEARD_HZ))
+    turn = UserTurn()
+    turn.add(AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // INPUT_SAMPLE_RATE))
     transcript = await transcribe(manager, turn, language or settings.language)
     if transcript is None:
         raise InputError("This engine does not tell what it hears", code="unsupported", status=501)
@@ -108,7 +108,9 @@ async def _spoken(manager: StreamManager, settings: Settings, asked: SpeechReque
     named = asked.voice if isinstance(asked.voice, str) else str(asked.voice.get("id", ""))
     voice = named if named in engine.voices or not engine.voices else settings.voice
     manner = asked.instructions or settings.default_tts_instructions
-    options = GenerateOptions(voice=voice or None, language=settings.language, speed=asked.speed, manner=manner or None)
+    options = GenerateOptions(
+        voice=voice or None, language=settings.language, speed=asked.speed, speaking_style=manner or None
+    )
     spoken = _speak(engine, asked.input, options)
     if asked.response_format in ("wav", "pcm"):
         head = wav_header(24_000, UNKNOWN_LENGTH) if asked.response_format == "wav" else b""
@@ -146,7 +148,7 @@ async def _speak(engine: Cascade, text: str, options: GenerateOptions) -> AsyncG
     splitter = Splitter()
     resampler = Resampler(engine.output_rate, 24_000)
     for sentence in [*splitter.feed(text), *splitter.finish()]:
-        async with aclosing(engine.voice.speak(speakable(sentence.text), options)) as pieces:
+        async with aclosing(engine.tts.synthesize(speakable(sentence.text), options)) as pieces:
             async for piece in pieces:
                 yield resampler.push(piece.pcm)
     yield resampler.push(b"", last=True)

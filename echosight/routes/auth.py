@@ -22,7 +22,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Client:
     """One user of the server. `key` tells sessions apart: a uid under one token is nobody under another."""
 
     uid: str
@@ -71,7 +71,7 @@ def refuse_foreign_page(socket: HTTPConnection) -> None:
     raise InputError("Pages of other origins may not call; see --cors-origins", code="foreign_origin", status=403)
 
 
-def caller(connection: HTTPConnection) -> Caller:
+def caller(connection: HTTPConnection) -> Client:
     """Who calls, by the header ``uid``; sockets may use the query instead. Raises `InputError` 400 or 401."""
     admit(connection)
     uid = connection.headers.get("uid")
@@ -82,7 +82,7 @@ def caller(connection: HTTPConnection) -> Caller:
     if len(uid) > MAX_UID_CHARS:
         raise InputError(f"uid is longer than {MAX_UID_CHARS} characters", code="invalid_uid")
     owner = hashlib.sha256((token_of(connection) or "").encode()).hexdigest()[:16] if _guarded(connection) else ""
-    return Caller(uid, f"{owner}/{uid}")
+    return Client(uid, f"{owner}/{uid}")
 
 
 def _guarded(connection: HTTPConnection) -> bool:

@@ -11,19 +11,19 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from echosight.conversation import Conversation, Item, OpenTurn, new_id
+from echosight.conversation import Conversation, Item, UserTurn, new_id
 from echosight.errors import EchoSightError
 from echosight.options import GenerateOptions
 from echosight.routes.auth import admit, body_of, settings_of
 from echosight.routes.openai_common import checked, ready, transcribe
-from echosight.routes.openai_errors import Door, refusal
+from echosight.routes.openai_errors import OpenAIErrorRoute, refusal
 from echosight.server.manager import StreamManager
 from echosight.settings import Settings
 from echosight.wire.openai import chat_completions
 
 Json = dict[str, Any]
 
-router = APIRouter(tags=["OpenAI"], route_class=Door)
+router = APIRouter(tags=["OpenAI"], route_class=OpenAIErrorRoute)
 Admitted = Annotated[None, Depends(admit)]
 Chosen = Annotated[Settings, Depends(settings_of)]
 Body = Annotated[bytes, Depends(body_of)]
@@ -54,7 +54,7 @@ async def _understood(manager: StreamManager, item: Item) -> Item:
     audio = item.audio
     if audio is None or item.role != "user":
         return item
-    transcript = await transcribe(manager, OpenTurn.of(item), None)
+    transcript = await transcribe(manager, UserTurn.from_item(item), None)
     known = replace(audio, transcript=transcript.text if transcript else None)
     return replace(item, parts=tuple(known if part is audio else part for part in item.parts))
 

@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse
 
 from echosight.conversation import Item
 from echosight.errors import EchoSightError, EngineFull, InputError
-from echosight.routes.auth import Caller, body_of, caller, manager_of, refuse_foreign_page, settings_of
+from echosight.routes.auth import Client, body_of, caller, manager_of, refuse_foreign_page, settings_of
 from echosight.server.manager import StreamManager
 from echosight.server.transport import receive, serve, sse
 from echosight.settings import Settings
@@ -22,7 +22,7 @@ from echosight.wire import Message
 from echosight.wire.echosight import EchoSightWire, Records, acknowledgement, finish_reason
 from echosight.wire.echosight_messages import Content, Limits, read_content, read_json, read_options
 
-Known = Annotated[Caller, Depends(caller)]
+Known = Annotated[Client, Depends(caller)]
 Manager = Annotated[StreamManager, Depends(manager_of)]
 Chosen = Annotated[Settings, Depends(settings_of)]
 Body = Annotated[bytes, Depends(body_of)]
@@ -40,7 +40,7 @@ async def read(manager: StreamManager, body: str | bytes, settings: Settings) ->
     return await manager.read(len(body), lambda: read_content(read_json(body), limits(settings)))
 
 
-async def take(manager: StreamManager, who: Caller, content: Content) -> Record:
+async def take(manager: StreamManager, who: Client, content: Content) -> Record:
     """Feed a body to the caller's session; the acknowledgement."""
     if content.stop:
         await manager.stop(who.key)
@@ -64,7 +64,7 @@ async def completions(who: Known, manager: Manager, settings: Chosen, body: Body
     return sse(_records(who, manager, content.item()))
 
 
-async def _records(who: Caller, manager: StreamManager, item: Item | None) -> AsyncGenerator[Record]:
+async def _records(who: Client, manager: StreamManager, item: Item | None) -> AsyncGenerator[Record]:
     records = Records(who.uid)
     try:
         async with aclosing(manager.generate(who.key, item)) as events:
@@ -139,7 +139,7 @@ async def ws_stream(socket: WebSocket) -> None:
         await socket.send_text(orjson.dumps(await _reply(message, who, manager, settings)).decode())
 
 
-async def _reply(message: Message, who: Caller, manager: StreamManager, settings: Settings) -> Record:
+async def _reply(message: Message, who: Client, manager: StreamManager, settings: Settings) -> Record:
     try:
         if isinstance(message, bytes):
             raise InputError("Send subscribe before binary audio", code="not_subscribed")
@@ -160,7 +160,7 @@ def _subscribes(message: Message) -> bool:
     return isinstance(body, dict) and body.get("type") == "subscribe"
 
 
-async def _serve_subscriber(socket: WebSocket, who: Caller, first: Message) -> None:
+async def _serve_subscriber(socket: WebSocket, who: Client, first: Message) -> None:
     manager, settings = manager_of(socket), settings_of(socket)
     try:
         async with manager.connect(who.key) as session:

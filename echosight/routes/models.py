@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Request
 
 from echosight.errors import InputError
 from echosight.routes.auth import admit, body_of, manager_of, settings_of
-from echosight.routes.openai_errors import Door
+from echosight.routes.openai_errors import OpenAIErrorRoute
 from echosight.settings import Settings
 
 Json = dict[str, Any]
 
-router = APIRouter(tags=["OpenAI"], route_class=Door)
+router = APIRouter(tags=["OpenAI"], route_class=OpenAIErrorRoute)
 Admitted = Annotated[None, Depends(admit)]
 Chosen = Annotated[Settings, Depends(settings_of)]
 Body = Annotated[bytes, Depends(body_of)]

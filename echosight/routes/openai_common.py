@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from echosight.conversation import Conversation, OpenTurn
+from echosight.conversation import Conversation, UserTurn
 from echosight.errors import EngineFull, InputError
 from echosight.media import Transcript
 from echosight.routes.auth import manager_of
@@ -26,10 +26,10 @@ def ready(request: Request) -> StreamManager:
     return manager
 
 
-async def transcribe(manager: StreamManager, turn: OpenTurn, language: str | None) -> Transcript | None:
+async def transcribe(manager: StreamManager, turn: UserTurn, language: str | None) -> Transcript | None:
     conversation = Conversation(language=language)
     try:
-        return await manager.engine.settle(conversation, turn) if turn.duration_ms else Transcript("")
+        return await manager.engine.finalize_transcript(conversation, turn) if turn.duration_ms else Transcript("")
     finally:
         await manager.engine.release(conversation.id)
 

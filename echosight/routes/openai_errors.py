@@ -16,7 +16,7 @@ from echosight.errors import EchoSightError, EngineFull, InputError
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-class Door(APIRoute):
+class OpenAIErrorRoute(APIRoute):
     """A route whose errors are told that way."""
 
     def get_route_handler(self) -> Handler:

@@ -9,7 +9,7 @@ FRAME_SAMPLES = RATE // 50
 _FRAME_BYTES = 2 * FRAME_SAMPLES
 
 
-class Loudspeaker:
+class PlayoutBuffer:
     """Plays turns in the order in which they began to speak, each to its end.
 
     `tell` is called when a turn is ``started``, ``stopped`` or ``cleared``, and `played` with the ms of it that were

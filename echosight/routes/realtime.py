@@ -14,14 +14,14 @@ from fastapi.requests import HTTPConnection
 
 from echosight.conversation import new_id
 from echosight.errors import EchoSightError, EngineFull, InputError
-from echosight.events import Failure
+from echosight.events import ErrorRaised
 from echosight.options import SessionOptions
 from echosight.routes.auth import manager_of, refuse_foreign_page, settings_of, token_of
-from echosight.routes.client_secrets import Secret, Secrets
+from echosight.routes.client_secrets import ClientSecret, ClientSecretStore
 from echosight.server.manager import StreamManager
 from echosight.server.transport import serve
 from echosight.session.session import Session
-from echosight.wire.realtime import RealtimeWire, Terms, error_message
+from echosight.wire.realtime import RealtimeWire, SessionTemplate, error_message
 
 KEY_PROTOCOL = "openai-insecure-api-key."
 BETA_PROTOCOL = "openai-beta.realtime-v1"
@@ -37,7 +37,7 @@ sockets = APIRouter()
 
 
 @dataclass(slots=True)
-class Live:
+class ResumableSession:
     """A session that a client may come back to, and the task that serves its present socket."""
 
     owner: str
@@ -49,22 +49,24 @@ class Live:
     """Set while no socket is served."""
 
 
-class Desk:
+class RealtimeState:
     """What all Realtime connections of a server share: the keys it handed out and the sessions that may be resumed."""
 
     def __init__(self) -> None:
-        self.secrets = Secrets()
-        self.live: dict[str, Live] = {}
+        self.secrets = ClientSecretStore()
+        self.live: dict[str, ResumableSession] = {}
         self.calls: dict[str, Any] = {}
         """WebRTC calls by id."""
 
-    def enter(self, live: Live) -> None:
+    def enter(self, live: ResumableSession) -> None:
         """Remember a session for those who come back, and forget those that are over."""
         for session_id in [i for i, known in self.live.items() if known.session.outbox.closed]:
             del self.live[session_id]
         self.live[live.session.id] = live
 
-    async def resume(self, session_id: str | None, last_event: str | None, owner: str) -> tuple[Live, list[str]] | None:
+    async def resume(
+        self, session_id: str | None, last_event: str | None, owner: str
+    ) -> tuple[ResumableSession, list[str]] | None:
         """The session and what its client missed; None where it is gone. Its old socket, if it has one, is let go."""
         live = self.live.get(session_id or "")
         if live is None or live.owner != owner or live.session.outbox.closed:
@@ -77,8 +79,8 @@ class Desk:
         return None if missed is None or live.session.outbox.closed else (live, missed)
 
 
-def desk_of(connection: HTTPConnection) -> Desk:
-    desk: Desk = connection.app.state.realtime
+def desk_of(connection: HTTPConnection) -> RealtimeState:
+    desk: RealtimeState = connection.app.state.realtime
     return desk
 
 
@@ -114,16 +116,16 @@ async def realtime(socket: WebSocket) -> None:
         await _turn_away(socket, error, 1008)
 
 
-async def _begin(socket: WebSocket, desk: Desk, wire: RealtimeWire, owner: str, key: str) -> None:
+async def _begin(socket: WebSocket, desk: RealtimeState, wire: RealtimeWire, owner: str, key: str) -> None:
     manager = manager_of(socket)
     session = await manager.open(key, wire.options)
     wire.conversation = session.conversation
-    live = Live(owner, key, session, wire)
+    live = ResumableSession(owner, key, session, wire)
     desk.enter(live)
     await _carry(socket, live, [])
 
 
-async def _carry(socket: WebSocket, live: Live, missed: list[str]) -> None:
+async def _carry(socket: WebSocket, live: ResumableSession, missed: list[str]) -> None:
     """Serve a socket until it ends. A session outlives a socket that was lost, and none that was closed."""
     manager: StreamManager = manager_of(socket)
     live.free.clear()
@@ -144,7 +146,7 @@ async def _carry(socket: WebSocket, live: Live, missed: list[str]) -> None:
             await socket.close(TAKEN_OVER, "resumed on another socket")
 
 
-async def _serve(socket: WebSocket, live: Live, missed: list[str]) -> int | None:
+async def _serve(socket: WebSocket, live: ResumableSession, missed: list[str]) -> int | None:
     try:
         for message in missed:
             await socket.send_text(message)
@@ -155,7 +157,7 @@ async def _serve(socket: WebSocket, live: Live, missed: list[str]) -> int | None
 
 def wire_of(
     connection: HTTPConnection,
-    secret: Secret | None,
+    secret: ClientSecret | None,
     options: SessionOptions,
     *,
     beta: bool,
@@ -163,7 +165,7 @@ def wire_of(
 ) -> RealtimeWire:
     """The dialect of a connection, with what its key and its query choose beforehand. Raises `WireError`."""
     manager, settings, query = manager_of(connection), settings_of(connection), connection.query_params
-    terms = Terms(
+    terms = SessionTemplate(
         model=query.get("model") or manager.engine.name,
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,
@@ -194,5 +196,5 @@ async def _turn_away(socket: WebSocket, error: EchoSightError, code: int) -> Non
     """Browsers cannot read why an upgrade failed, so it succeeds, and the reason follows."""
     param = error.param if isinstance(error, InputError) else None
     with contextlib.suppress(WebSocketDisconnect):
-        await socket.send_text(error_message(Failure(error.code, error.message, param)))
+        await socket.send_text(error_message(ErrorRaised(error.code, error.message, param)))
         await socket.close(code, error.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Request
 from echosight.conversation import new_id
 from echosight.errors import InputError, WireError
 from echosight.routes.auth import admit, body_of, manager_of, settings_of
-from echosight.routes.client_secrets import Secret
-from echosight.routes.openai_errors import Door
+from echosight.routes.client_secrets import ClientSecret
+from echosight.routes.openai_errors import OpenAIErrorRoute
 from echosight.routes.realtime import SESSION_S, desk_of
 from echosight.wire.echosight_messages import read_json
-from echosight.wire.realtime import RealtimeWire, Terms
+from echosight.wire.realtime import RealtimeWire, SessionTemplate
 
-router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=Door)
+router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=OpenAIErrorRoute)
 
 
 @router.post("/v1/realtime/client_secrets")
@@ -44,11 +44,11 @@ async def sessions(request: Request) -> dict[str, Any]:
 
 def _issue(
     request: Request, session: dict[str, Any], seconds: int, *, flat: bool, transcribes: bool = False
-) -> tuple[Secret, dict[str, Any]]:
+) -> tuple[ClientSecret, dict[str, Any]]:
     """A key for a session. Raises `WireError` where there cannot be such a one."""
     manager, settings = manager_of(request), settings_of(request)
     model = session.get("model")
-    terms = Terms(
+    terms = SessionTemplate(
         model=model if isinstance(model, str) else manager.engine.name,
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,

@@ -18,9 +18,9 @@ from echosight.conversation import new_id
 from echosight.errors import InputError, SetupError, WireError
 from echosight.media import AudioChunk
 from echosight.routes.auth import body_of, manager_of, settings_of, token_of
-from echosight.routes.client_secrets import Secret
-from echosight.routes.openai_errors import Door
-from echosight.routes.playout import FRAME_SAMPLES, RATE, Loudspeaker
+from echosight.routes.client_secrets import ClientSecret
+from echosight.routes.openai_errors import OpenAIErrorRoute
+from echosight.routes.playout import FRAME_SAMPLES, RATE, PlayoutBuffer
 from echosight.routes.realtime import asks_for_beta, desk_of, wire_of
 from echosight.server.manager import StreamManager
 from echosight.session.session import Session
@@ -29,7 +29,7 @@ from echosight.wire.realtime import RealtimeWire
 
 CHANNEL = "oai-events"
 
-router = APIRouter(tags=["Realtime"], route_class=Door)
+router = APIRouter(tags=["Realtime"], route_class=OpenAIErrorRoute)
 
 
 class Call:
@@ -45,7 +45,7 @@ class Call:
         self._channel: Any = None
         self._opened, self._over = asyncio.Event(), asyncio.Event()
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue()
-        self._speaker = Loudspeaker(self._tell_of_playing, self._played)
+        self._speaker = PlayoutBuffer(self._tell_of_playing, self._played)
         self._spoken: dict[str, str] = {}
         """Turns that are being played -> the items that they speak."""
         peer.on("datachannel", self._channel_opened)
@@ -124,7 +124,7 @@ class Call:
                 for event in await self._read(message):
                     await self._session.feed(event)
             except InputError as error:
-                self._session.refuse(ev.Failure(error.code, error.message, error.param, self._wire.reference))
+                self._session.refuse(ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id))
 
     async def _read(self, message: str | bytes) -> list[ev.Input]:
         return await self._manager.read(len(message), lambda: list(self._wire.receive(message)))
@@ -137,7 +137,7 @@ class Call:
                 case ev.SpeechDelta(turn, item_id, chunk):
                     self._spoken[turn] = item_id
                     self._speaker.say(turn, chunk.pcm)
-                case ev.TurnEnded(turn, outcome):
+                case ev.ResponseEnded(turn, outcome):
                     self._speaker.end(turn)
                     if outcome == "cancelled":
                         self._speaker.clear(turn)
@@ -173,7 +173,7 @@ def _is_clear(message: str | bytes) -> bool:
     return False
 
 
-def _track_of(speaker: Loudspeaker) -> Any:
+def _track_of(speaker: PlayoutBuffer) -> Any:
     """The loudspeaker as a track, paced by the clock."""
     from aiortc import MediaStreamTrack  # type: ignore[import-not-found, unused-ignore]
     from av import AudioFrame  # type: ignore[import-not-found, unused-ignore]
@@ -238,7 +238,7 @@ async def calls(request: Request) -> Response:
     return Response(answer, 201, {"Location": f"/v1/realtime/calls/{call.id}"}, "application/sdp")
 
 
-def _wire(request: Request, secret: Secret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
+def _wire(request: Request, secret: ClientSecret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
     """The dialect of a call, with what its form chooses beforehand too. Raises `WireError`."""
     beta = request.url.path == "/v1/realtime" or asks_for_beta(request)
     wire = wire_of(request, secret, manager_of(request).live_options(), beta=beta, speech_hz=RATE)

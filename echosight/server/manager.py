@@ -18,7 +18,7 @@ from echosight.errors import EchoSightError, EngineFull, InputError, SetupError
 from echosight.media import AudioChunk
 from echosight.options import SessionOptions
 from echosight.server.metrics import Metrics
-from echosight.server.recording import Journal
+from echosight.server.recording import Recorder
 from echosight.session.outbox import Tap
 from echosight.session.session import Session
 from echosight.settings import Settings
@@ -68,7 +68,7 @@ class StreamManager:
         settings: Settings,
         voice_activity: BatchedVad,
         metrics: Metrics,
-        journal: Journal,
+        journal: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
@@ -186,7 +186,7 @@ class StreamManager:
     def live_options(self) -> SessionOptions:
         """What a session starts with. Speech keeps close to its playing, so that stopping it is heard."""
         options = self.settings.session_options()
-        return replace(options, answer=replace(options.answer, lead_ms=LEAD_MS))
+        return replace(options, response=replace(options.response, max_playout_lead_ms=LEAD_MS))
 
     def _new_place(self, options: SessionOptions) -> _Place:
         session_id = new_id("sess")
@@ -204,9 +204,9 @@ class StreamManager:
 
     def _measure(self, event: ev.Input | ev.Output) -> None:
         match event:
-            case ev.TurnEnded():
+            case ev.ResponseEnded():
                 self._metrics.turn_ended(event)
-            case ev.Failure():
+            case ev.ErrorRaised():
                 self._metrics.failure(event)
             case _:
                 pass
@@ -280,10 +280,10 @@ class StreamManager:
                 await session.stop()
                 session.outbox.rewind()
                 await session.feed(ev.AddItem(item))
-                options = replace(session.options.answer, lead_ms=None)
-                await session.feed(ev.Respond(options, interrupt=True))
+                options = replace(session.options.response, max_playout_lead_ms=None)
+                await session.feed(ev.CreateResponse(options, interrupt=True))
             while not self._leaving and (event := await session.outbox.get()) is not None:
-                ended = isinstance(event, ev.TurnEnded)
+                ended = isinstance(event, ev.ResponseEnded)
                 yield event
                 if ended:
                     return
@@ -307,13 +307,13 @@ class StreamManager:
     async def upload_customized_audio(self, key: str, sample: AudioChunk | None) -> None:
         """A voice to imitate in the caller's session; None: the default voice."""
         session = await self.open(key)
-        answer = replace(session.options.answer, voice_sample=sample)
-        await session.feed(ev.Configure(replace(session.options, answer=answer)))
+        answer = replace(session.options.response, voice_sample=sample)
+        await session.feed(ev.UpdateOptions(replace(session.options, response=answer)))
 
     async def update_customized_options(self, key: str, chosen: CustomOptions) -> None:
         """The caller's choices, for its own session."""
         session = await self.open(key)
-        await session.feed(ev.Configure(apply_options(session.options, chosen)))
+        await session.feed(ev.UpdateOptions(apply_options(session.options, chosen)))
 
     async def sys_prompt_init(self, key: str) -> None:
         """Begin the caller's conversation anew, under the instructions it chose."""
@@ -327,7 +327,7 @@ def _while_wanted(write: Tap) -> Tap:
 
     def tap(event: ev.Input | ev.Output) -> None:
         nonlocal wanted
-        if isinstance(event, ev.Configured):
+        if isinstance(event, ev.OptionsUpdated):
             wanted = event.options.record
         if wanted:
             write(event)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from echosight.errors import EchoSightError
-from echosight.events import Failure, Input, TurnEnded, Waterfall
+from echosight.events import ErrorRaised, Input, ResponseEnded, Waterfall
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -40,10 +40,10 @@ class Metrics:
     def input(self, event: Input) -> None:
         self._inputs.labels(type(event).__name__).inc()
 
-    def failure(self, failure: Failure | EchoSightError) -> None:
+    def failure(self, failure: ErrorRaised | EchoSightError) -> None:
         self._failures.labels(failure.code).inc()
 
-    def turn_ended(self, event: TurnEnded) -> None:
+    def turn_ended(self, event: ResponseEnded) -> None:
         """Count an answer and the stages that it reached."""
         self._turns.labels(event.outcome).inc()
         for stage in fields(Waterfall):

@@ -25,9 +25,9 @@ from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
 from echosight.audio.formats import wav_header
 from echosight.audio.resampling import Resampler
-from echosight.conversation import chunk_of
+from echosight.conversation import to_chunk
 from echosight.errors import InputError
-from echosight.events import AddItem, Audio, Image, Input, Output, SpeechDelta, TurnEnded, TurnStarted
+from echosight.events import AddItem, Audio, Image, Input, Output, ResponseEnded, ResponseStarted, SpeechDelta
 from echosight.media import AudioChunk, ImageFrame
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _UNKNOWN_SIZE = 0xFFFFFFFF - 36
 _WAV_HEADER = 44
 
 
-class Journal:
+class Recorder:
     """The recordings of one server, in `folder`; sessions are folders in it, feedback is one file.
 
     Whenever a recording begins or ends, the oldest are deleted until the rest is younger than `max_age_s` and takes
@@ -51,15 +51,15 @@ class Journal:
         self.record = record
         self.max_bytes = max_bytes
         self.max_age_s = max_age_s
-        self._open: set[Recording] = set()
+        self._open: set[SessionRecording] = set()
         self._feedback = asyncio.Lock()
         self._pruning = asyncio.Lock()
 
-    def open(self, session_id: str) -> Recording | None:
+    def open(self, session_id: str) -> SessionRecording | None:
         """Begin to record a session; None where recording is off."""
         if not self.record:
             return None
-        recording = Recording(self, session_id)
+        recording = SessionRecording(self, session_id)
         self._open.add(recording)
         return recording
 
@@ -80,7 +80,7 @@ class Journal:
         """End every recording; returns when they are on disk."""
         await asyncio.gather(*(recording.close() for recording in self._open))
 
-    def closed(self, recording: Recording) -> None:
+    def closed(self, recording: SessionRecording) -> None:
         self._open.discard(recording)
 
     async def prune(self) -> None:
@@ -93,10 +93,10 @@ class Journal:
                 log.warning("Old recordings could not be deleted: %s", error)
 
 
-class Recording:
+class SessionRecording:
     """One session's recording. `write` never waits: what the disk cannot take in time is left out, and counted."""
 
-    def __init__(self, journal: Journal, session_id: str) -> None:
+    def __init__(self, journal: Recorder, session_id: str) -> None:
         self.folder = journal.folder / folder_name(session_id)
         self.dropped = 0
         self._journal = journal
@@ -119,9 +119,9 @@ class Recording:
         match event:
             case Audio(chunk):
                 files["in.wav"] = self._aligned("in.wav", chunk)
-            case TurnStarted(turn, conversation=False):
+            case ResponseStarted(turn, conversation=False):
                 self._asides.add(turn)
-            case TurnEnded(turn):
+            case ResponseEnded(turn):
                 self._asides.discard(turn)
             case SpeechDelta(turn, chunk=chunk) if turn not in self._asides:
                 files["out.wav"] = self._aligned("out.wav", chunk)
@@ -129,7 +129,7 @@ class Recording:
                 pictures = self._named([frame])
             case AddItem(item):  # a whole turn in one piece
                 if item.audio is not None:
-                    files["in.wav"] = self._aligned("in.wav", chunk_of(item.audio))
+                    files["in.wav"] = self._aligned("in.wav", to_chunk(item.audio))
                 pictures = self._named(item.images)
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **plain(event)}
         if pictures:

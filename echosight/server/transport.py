@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 
 from echosight.errors import InputError
-from echosight.events import Failure
+from echosight.events import ErrorRaised
 from echosight.server.manager import StreamManager
 from echosight.session.session import Session
 from echosight.wire import Message, Wire
@@ -68,7 +68,7 @@ async def _take(manager: StreamManager, wire: Wire, session: Session, message: M
         for event in await manager.read(len(message), lambda: list(wire.receive(message))):
             await session.feed(event)
     except InputError as error:
-        session.refuse(Failure(error.code, error.message, error.param, wire.reference))
+        session.refuse(ErrorRaised(error.code, error.message, error.param, wire.client_event_id))
 
 
 async def _down(socket: WebSocket, wire: Wire, session: Session) -> None:

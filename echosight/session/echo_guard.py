@@ -6,7 +6,7 @@ import re
 from difflib import SequenceMatcher
 
 from echosight.conversation import Item
-from echosight.session.playback import Ledger
+from echosight.session.playback import PlaybackTracker
 
 BEFORE_MS = 1_000
 """A word that began so long before speech was noticed can be part of it: the word itself, the room, the way back."""
@@ -30,9 +30,9 @@ class EchoGuard:
     """
 
     def __init__(self) -> None:
-        self._over: tuple[str, Ledger, float] | None = None
+        self._over: tuple[str, PlaybackTracker, float] | None = None
 
-    def speech_began(self, item_id: str, ledger: Ledger | None, now: float) -> None:
+    def speech_began(self, item_id: str, ledger: PlaybackTracker | None, now: float) -> None:
         """The user's turn `item_id` begins; `ledger` is that of the latest answer."""
         self._over = (item_id, ledger, ledger.heard_ms(now)) if ledger is not None and ledger.playing(now) else None
 

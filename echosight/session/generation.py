@@ -13,12 +13,12 @@ from echosight.engines import Engine
 from echosight.errors import EchoSightError
 from echosight.options import GenerateOptions
 from echosight.session.outbox import Outbox
-from echosight.session.response import Answer
+from echosight.session.response import Response
 
 log = logging.getLogger(__name__)
 
 
-class Maker:
+class ResponseGenerator:
     """Makes answers for one session, each in the task that asks for it, and ends each exactly once.
 
     `seats` are the answers that the engine can make at once, for all sessions: every session has one for its own
@@ -39,7 +39,7 @@ class Maker:
         """Whether the engine makes all the answers that it can."""
         return self._seats.locked()
 
-    async def make(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
+    async def make(self, answer: Response, conversation: Conversation, options: GenerateOptions) -> None:
         """Answer, as soon as there is a seat. What goes wrong is raised; the answer is ended by the caller."""
         async with self._seats, aclosing(self._engine.generate(conversation, options)) as pieces:
             async for piece in pieces:
@@ -47,18 +47,18 @@ class Maker:
                 for event in news:
                     self._outbox.push(event)
                 if delta is not None:
-                    await self._pace(answer, delta, options.lead_ms)
+                    await self._pace(answer, delta, options.max_playout_lead_ms)
                     await self._outbox.put(delta)
         if (rest := answer.rest()) is not None:
             await self._outbox.put(rest)
 
-    async def _pace(self, answer: Answer, delta: ev.Delta, lead_ms: int | None) -> None:
+    async def _pace(self, answer: Response, delta: ev.Delta, lead_ms: int | None) -> None:
         if lead_ms is not None and isinstance(delta, ev.SpeechDelta):
             early_ms = answer.ledger.unplayed_ms(self._clock()) - lead_ms
             if early_ms > 0:
                 await asyncio.sleep(early_ms / 1000)
 
-    async def stop(self, answer: Answer, task: asyncio.Task[None], reason: str) -> None:
+    async def stop(self, answer: Response, task: asyncio.Task[None], reason: str) -> None:
         """The one way an answer is stopped: drop what is unsent, cancel, await, cut to what was heard."""
         self._outbox.drop(answer.turn)
         task.cancel()
@@ -69,7 +69,7 @@ class Maker:
             if not answer.ended:
                 self.end(answer, "cancelled", reason)
 
-    def fail(self, answer: Answer, error: Exception) -> None:
+    def fail(self, answer: Response, error: Exception) -> None:
         """End an answer that went wrong: with the words of an error that is meant for clients, and none of others."""
         if isinstance(error, EchoSightError):
             log.warning("turn %s of session %s failed: %s", answer.turn, self._name, error.code)
@@ -78,13 +78,13 @@ class Maker:
             log.error("turn %s of session %s failed", answer.turn, self._name, exc_info=error)
             self.end(answer, "failed", "engine_failed", "The engine failed")
 
-    def end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None, error: str | None = None) -> None:
+    def end(self, answer: Response, outcome: ev.Outcome, reason: str | None = None, error: str | None = None) -> None:
         """Announce that it is over, and what was heard of it."""
         heard_ms = None if outcome == "completed" else answer.ledger.heard_ms(self._clock())
         for event in answer.end(outcome, reason, heard_ms, error):
             self._outbox.push(event)
 
-    def left(self, answer: Answer, event: ev.Output) -> None:
+    def left(self, answer: Response, event: ev.Output) -> None:
         """The outbox's reader took an event of the answer: account for what the client can have heard."""
         match event:
             case ev.SpeechDelta(chunk=chunk):

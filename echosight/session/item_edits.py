@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from echosight import events as ev
-from echosight.conversation import AudioPart, Conversation, Item, OpenTurn
+from echosight.conversation import AudioPart, Conversation, Item, UserTurn
 from echosight.errors import InputError
-from echosight.media import HEARD_HZ
-from echosight.session.playback import Ledger
-from echosight.session.response import Answers
-from echosight.session.user_turn import Hearing
+from echosight.media import INPUT_SAMPLE_RATE
+from echosight.session.playback import PlaybackTracker
+from echosight.session.response import RecentResponses
+from echosight.session.user_turn import UserInput
 
 
-class Edits:
+class ItemEditor:
     """Applies edits to a session's conversation and announces them."""
 
     def __init__(
         self,
         conversation: Conversation,
-        answers: Answers,
-        hearing: Hearing,
+        answers: RecentResponses,
+        hearing: UserInput,
         announce: Callable[[ev.Output], None],
     ) -> None:
         self._conversation = conversation
@@ -50,7 +50,7 @@ class Edits:
                 code="item_create_invalid_previous_item_id",
                 param="previous_item_id",
             )
-        turn = self._conversation.open
+        turn = self._conversation.pending_turn
         if self._conversation.get(item.id) is not None or (turn is not None and turn.id == item.id):
             raise InputError(
                 f"Error creating item: an item with id '{item.id}' already exists.",
@@ -58,12 +58,12 @@ class Edits:
                 param="item.id",
             )
         previous = self._conversation.add(item, after)
-        if item.unheard:
-            self._hearing.understand(OpenTurn.of(item))
+        if item.needs_transcript:
+            self._hearing.understand(UserTurn.from_item(item))
         self._announce(ev.ItemAdded(item, previous))
         self._announce(ev.ItemDone(item, previous))
 
-    def check(self, event: ev.Truncate) -> Ledger:
+    def check(self, event: ev.Truncate) -> PlaybackTracker:
         """The account of the speech that is to be cut. Raises `InputError` where it cannot be cut there."""
         item = self._known(event.item_id, "truncate")
         answer = self._answers.with_item(event.item_id)
@@ -74,7 +74,7 @@ class Edits:
                 code="item_truncate_invalid_item_id",
                 param="item_id",
             )
-        ledger = answer.ledger if answer else Ledger.of(item.audio or AudioPart(None))
+        ledger = answer.ledger if answer else PlaybackTracker.of(item.audio or AudioPart(None))
         if event.audio_ms < 0:
             raise InputError("Invalid value for 'audio_end_ms': it must not be negative.", param="audio_end_ms")
         if event.audio_ms > ledger.spoken_ms + 1:
@@ -87,7 +87,7 @@ class Edits:
     def _truncate(self, event: ev.Truncate) -> None:
         ledger = self.check(event)
         item = self._known(event.item_id, "truncate")
-        rate = item.audio.rate if item.audio else HEARD_HZ
+        rate = item.audio.rate if item.audio else INPUT_SAMPLE_RATE
         part = replace(ledger.until(event.audio_ms), rate=rate)
         item = self._conversation.update(replace(item, parts=(part,), status="incomplete"))
         self._announce(ev.ItemTruncated(item.id, event.audio_ms, item.text, requested=True))

@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import asyncio
 
-from echosight.conversation import Conversation, OpenTurn
+from echosight.conversation import Conversation, UserTurn
 from echosight.engines import Engine
 from echosight.errors import InputError
 from echosight.options import GenerateOptions
-from echosight.session.generation import Maker
-from echosight.session.response import Answer
-from echosight.session.user_turn import Hearing
+from echosight.session.generation import ResponseGenerator
+from echosight.session.response import Response
+from echosight.session.user_turn import UserInput
 
-MAX_ASIDES = 4
+MAX_OUT_OF_BAND = 4
 """Answers out of band that a session may have at once: each takes a conversation's room in the engine."""
 
 
-class Asides:
+class OutOfBandResponses:
     """The answers out of band that are being made. Speech does not interrupt them; they are cancelled by name."""
 
-    def __init__(self, engine: Engine, conversation: Conversation, hearing: Hearing, maker: Maker) -> None:
+    def __init__(
+        self, engine: Engine, conversation: Conversation, hearing: UserInput, maker: ResponseGenerator
+    ) -> None:
         self._engine = engine
         self._conversation = conversation
         self._hearing = hearing
         self._maker = maker
-        self._made: dict[str, tuple[Answer, asyncio.Task[None]]] = {}
+        self._made: dict[str, tuple[Response, asyncio.Task[None]]] = {}
 
     def check_room(self) -> None:
         """Raises `InputError` where no more can be made at once."""
-        if sum(not answer.ended for answer, _ in self._made.values()) >= MAX_ASIDES:
+        if sum(not answer.ended for answer, _ in self._made.values()) >= MAX_OUT_OF_BAND:
             raise InputError(
-                f"Session already has {MAX_ASIDES} active responses out of band",
+                f"Session already has {MAX_OUT_OF_BAND} active responses out of band",
                 code="conversation_already_has_active_response",
                 status=429,
             )
         if self._maker.full:
             raise InputError("The engine makes all the answers that it can", code="engine_full", status=503)
 
-    def get(self, turn: str) -> Answer | None:
+    def get(self, turn: str) -> Response | None:
         return self._made[turn][0] if turn in self._made else None
 
-    def begin(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
+    def begin(self, answer: Response, aside: Conversation, options: GenerateOptions) -> None:
         """Answer `aside`, a conversation of its own."""
         task = asyncio.create_task(self._work(answer, aside, options), name=f"out of band {answer.turn}")
         self._made[answer.turn] = answer, task
@@ -59,7 +61,7 @@ class Asides:
             if not await self.cancel(turn):
                 await asyncio.wait([task])
 
-    async def _work(self, answer: Answer, aside: Conversation, options: GenerateOptions) -> None:
+    async def _work(self, answer: Response, aside: Conversation, options: GenerateOptions) -> None:
         try:
             await self.understand(aside)
             answer.mark("transcript")
@@ -75,7 +77,7 @@ class Asides:
         await self._hearing.transcribed()
         for at, item in enumerate(aside.items):
             aside.items[at] = self._conversation.get(item.id) or item
-            if aside.items[at].unheard:
-                transcript = await self._engine.settle(aside, OpenTurn.of(item))
+            if aside.items[at].needs_transcript:
+                transcript = await self._engine.finalize_transcript(aside, UserTurn.from_item(item))
                 if transcript is not None:
                     aside.transcribed(item.id, transcript.text)

@@ -6,7 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from echosight.events import Heard, Input, Output, SpeechDelta, TextDelta, ToolCallDelta, TurnEnded, TurnStarted
+from echosight.events import (
+    Input,
+    Output,
+    ResponseEnded,
+    ResponseStarted,
+    SpeechDelta,
+    TextDelta,
+    ToolCallDelta,
+    TranscriptUpdated,
+)
 
 Tap = Callable[[Input | Output], None]
 
@@ -53,7 +62,7 @@ class Outbox:
         self._tap(event)
         if self.closed:
             return
-        if isinstance(event, Heard) and self._events and self._supersedes(event, self._events[-1]):
+        if isinstance(event, TranscriptUpdated) and self._events and self._supersedes(event, self._events[-1]):
             self._events.pop()
         if len(self._events) >= FLOOD_EVENTS:
             self.flooded = True
@@ -71,16 +80,18 @@ class Outbox:
         if not self.closed:
             self._append(event)
 
-    def drop(self, turn: str) -> None:
+    def drop(self, response_id: str) -> None:
         """Forget the deltas of a turn that were not sent."""
-        self._keep(lambda e: not (isinstance(e, TextDelta | SpeechDelta | ToolCallDelta) and e.turn == turn))
+        self._keep(
+            lambda e: not (isinstance(e, TextDelta | SpeechDelta | ToolCallDelta) and e.response_id == response_id)
+        )
 
     def rewind(self) -> None:
         """For a reader that comes late: keep only the latest turn, and that only if it was not stopped meanwhile."""
-        starts = [e.turn for e in self._events if isinstance(e, TurnStarted)]
-        stopped = {e.turn for e in self._events if isinstance(e, TurnEnded) and e.outcome == "cancelled"}
+        starts = [e.response_id for e in self._events if isinstance(e, ResponseStarted)]
+        stopped = {e.response_id for e in self._events if isinstance(e, ResponseEnded) and e.outcome == "cancelled"}
         latest = starts[-1] if starts and starts[-1] not in stopped else None
-        self._keep(lambda e: latest is not None and getattr(e, "turn", None) == latest)
+        self._keep(lambda e: latest is not None and getattr(e, "response_id", None) == latest)
 
     def close(self) -> None:
         """Take in no more. What waits can still be read."""
@@ -115,8 +126,8 @@ class Outbox:
             tap(event)
 
     @staticmethod
-    def _supersedes(new: Heard, old: Output) -> bool:
-        return isinstance(old, Heard) and old.item_id == new.item_id and not old.transcript.final
+    def _supersedes(new: TranscriptUpdated, old: Output) -> bool:
+        return isinstance(old, TranscriptUpdated) and old.item_id == new.item_id and not old.transcript.final
 
     def _append(self, event: Output) -> None:
         self._events.append(event)

@@ -13,7 +13,7 @@ ROUNDING_MS = 1.0
 """Speech is resampled on its way out: what is sent of it may be a sample shorter than what was made."""
 
 
-class Ledger:
+class PlaybackTracker:
     """Text and speech of one assistant item, as produced and as sent.
 
     Text may run ahead of speech until the answer is `complete`. What the client has heard is what it
@@ -83,7 +83,7 @@ class Ledger:
         if not self.words:
             return self._text_in_proportion(ms)
         begun = bisect_left(self.words, ms, key=lambda word: word.start_ms)
-        return self.text[: self.words[begun - 1].end] if begun else ""
+        return self.text[: self.words[begun - 1].text_end] if begun else ""
 
     def until(self, ms: float) -> AudioPart:
         """What is heard of the speech within `ms` of its beginning."""

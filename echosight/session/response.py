@@ -8,26 +8,26 @@ from typing import Literal
 
 from echosight.audio.resampling import Resampler
 from echosight.conversation import Conversation, Item, Part, Status, TextPart, ToolCall, new_id
-from echosight.engines import CallPiece, Piece, SpeechPiece, Summary, TextPiece
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
 from echosight.events import (
     Delta,
     ItemAdded,
     ItemDone,
     Outcome,
     Output,
+    ResponseEnded,
     SpeechDelta,
     TextDelta,
     ToolCallDelta,
-    TurnEnded,
     Waterfall,
 )
 from echosight.media import AudioChunk, Word
-from echosight.session.playback import Ledger
+from echosight.session.playback import PlaybackTracker
 
 Stage = Literal["endpoint", "transcript", "first_text", "first_audio", "first_byte"]
 
 
-class Answer:
+class Response:
     """Turns an engine's pieces into events and items.
 
     Items enter the conversation with their first piece, behind what they answer whatever was said meanwhile, and are
@@ -39,7 +39,7 @@ class Answer:
     ) -> None:
         self.turn = new_id("resp")
         self.waterfall = Waterfall()
-        self.ledger = Ledger()
+        self.ledger = PlaybackTracker()
         self.message: Item | None = None
         self.ended = False
         self._conversation = conversation
@@ -51,7 +51,7 @@ class Answer:
         self._calls: dict[str, ToolCall] = {}
         self._call_items: dict[str, Item] = {}
         self._done: list[Item] = []
-        self._summary = Summary()
+        self._summary = GenerationSummary()
         self._clock = clock
         self._since = clock() if speech_end is None else speech_end
         self.mark("endpoint")
@@ -61,19 +61,19 @@ class Answer:
         if getattr(self.waterfall, stage) is None:
             setattr(self.waterfall, stage, (self._clock() - self._since) * 1000)
 
-    def take(self, piece: Piece) -> tuple[list[Output], Delta | None]:
+    def take(self, piece: Chunk) -> tuple[list[Output], Delta | None]:
         """What a piece makes known: announcements, then at most one delta."""
         match piece:
-            case TextPiece(text=text):
+            case TextChunk(text=text):
                 news, item = self._message()
                 self.mark("first_text")
                 self.ledger.said(text)
                 return news, TextDelta(self.turn, item.id, text)
-            case SpeechPiece(pcm=pcm, words=words):
+            case SpeechChunk(pcm=pcm, words=words):
                 return self._speak(pcm, words)
-            case CallPiece():
+            case ToolCallChunk():
                 return self._call(piece)
-            case Summary():
+            case GenerationSummary():
                 self._summary = piece
                 return [], None
 
@@ -99,14 +99,14 @@ class Answer:
             events.append(self._complete(replace(self.message, parts=self._said(heard_ms), status=status)))
         for call_id, item in self._call_items.items():
             events.append(self._complete(replace(item, parts=(self._calls[call_id],), status=status)))
-        ended = TurnEnded(
+        ended = ResponseEnded(
             self.turn,
             outcome,
             reason,
             tuple(self._done),
             self._summary.usage,
             self.waterfall,
-            self._summary.made_by,
+            self._summary.providers,
             error,
         )
         return [*events, ended]
@@ -131,7 +131,7 @@ class Answer:
         pcm = self._resampler.push(pcm)
         return news, SpeechDelta(self.turn, item.id, AudioChunk(pcm, self._rate), words)
 
-    def _call(self, piece: CallPiece) -> tuple[list[Output], Delta | None]:
+    def _call(self, piece: ToolCallChunk) -> tuple[list[Output], Delta | None]:
         news: list[Output] = []
         if piece.call_id not in self._calls:
             self._calls[piece.call_id] = ToolCall(piece.call_id, piece.name, "")
@@ -163,25 +163,25 @@ class Answer:
         return (replace(ledger.until(ledger.spoken_ms if heard_ms is None else heard_ms), rate=self._rate),)
 
 
-class Answers:
+class RecentResponses:
     """The latest answers of a session, so that a client may still say how much of them was heard."""
 
     def __init__(self, keep: int = 8) -> None:
         self._keep = keep
-        self._by_turn: dict[str, Answer] = {}
+        self._by_turn: dict[str, Response] = {}
 
     @property
-    def latest(self) -> Answer | None:
+    def latest(self) -> Response | None:
         return next(reversed(self._by_turn.values()), None)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Response) -> None:
         self._by_turn[answer.turn] = answer
         while len(self._by_turn) > self._keep:
             del self._by_turn[next(iter(self._by_turn))]
 
-    def get(self, turn: str) -> Answer | None:
+    def get(self, turn: str) -> Response | None:
         return self._by_turn.get(turn)
 
-    def with_item(self, item_id: str) -> Answer | None:
+    def with_item(self, item_id: str) -> Response | None:
         """The answer that spoke the item."""
         return next((a for a in self._by_turn.values() if a.message is not None and a.message.id == item_id), None)

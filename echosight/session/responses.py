@@ -12,14 +12,14 @@ from echosight.engines import Engine
 from echosight.errors import InputError
 from echosight.options import GenerateOptions, SessionOptions
 from echosight.session.echo_guard import EchoGuard
-from echosight.session.generation import Maker
-from echosight.session.out_of_band import Asides
+from echosight.session.generation import ResponseGenerator
+from echosight.session.out_of_band import OutOfBandResponses
 from echosight.session.outbox import Outbox
-from echosight.session.response import Answer, Answers
-from echosight.session.user_turn import Hearing
+from echosight.session.response import RecentResponses, Response
+from echosight.session.user_turn import UserInput
 
 
-class Answering:
+class ResponseController:
     """Lets the engine answer, piece by piece into the outbox.
 
     One task makes an answer; `interrupt` is the one way to stop it. An answer that was made may still be playing at the
@@ -31,12 +31,12 @@ class Answering:
         name: str,
         engine: Engine,
         conversation: Conversation,
-        hearing: Hearing,
+        hearing: UserInput,
         outbox: Outbox,
         clock: Callable[[], float],
         seats: asyncio.Semaphore,
     ) -> None:
-        self.answers = Answers()
+        self.answers = RecentResponses()
         self.options = SessionOptions()
         self.speech_end: float | None = None
         """When the speech ended that the next answer is to, by the clock."""
@@ -47,10 +47,10 @@ class Answering:
         self._outbox = outbox
         self._clock = clock
         self._echo = EchoGuard()
-        self._maker = Maker(name, engine, outbox, clock, seats)
-        self._asides = Asides(engine, conversation, hearing, self._maker)
+        self._maker = ResponseGenerator(name, engine, outbox, clock, seats)
+        self._asides = OutOfBandResponses(engine, conversation, hearing, self._maker)
         self._task: asyncio.Task[None] | None = None
-        self._next: ev.Respond | None = None
+        self._next: ev.CreateResponse | None = None
 
     @property
     def busy(self) -> bool:
@@ -64,7 +64,7 @@ class Answering:
 
     # --- beginning ------------------------------------------------------------------------------
 
-    async def respond(self, request: ev.Respond) -> None:
+    async def respond(self, request: ev.CreateResponse) -> None:
         """Answer now. Raises `InputError` while another answer is made, unless the request interrupts it.
 
         An answer out of band disturbs no other, and is disturbed by none.
@@ -81,27 +81,27 @@ class Answering:
     def respond_next(self) -> None:
         """Answer the turn that just ended, as soon as no other answer is being made."""
         if self.busy:
-            self._next = ev.Respond()
+            self._next = ev.CreateResponse()
         else:
-            self._begin(ev.Respond())
+            self._begin(ev.CreateResponse())
 
-    def _begin(self, request: ev.Respond) -> None:
+    def _begin(self, request: ev.CreateResponse) -> None:
         """Raises `InputError` where there is no room for an answer out of band."""
         conversation = self._conversation
         if not request.conversation:
             self._asides.check_room()
         if not request.conversation or request.input is not None:
             items = list(conversation.items if request.input is None else request.input)
-            conversation = replace(conversation, id=new_id("conv"), items=items, open=None)
-        options = request.options or self.options.answer
+            conversation = replace(conversation, id=new_id("conv"), items=items, pending_turn=None)
+        options = request.options or self.options.response
         if options.language is None:
             options = replace(options, language=self.options.language)
         kept = self._conversation if request.conversation else conversation
-        rate = options.output_hz or self.options.output_hz
+        rate = options.output_sample_rate or self.options.output_sample_rate
         speech_end = self.speech_end if request.conversation else None
-        answer = Answer(kept, self._engine.output_rate, rate, self._clock, speech_end)
+        answer = Response(kept, self._engine.output_rate, rate, self._clock, speech_end)
         user = _last_of_user(conversation)
-        self._outbox.push(ev.TurnStarted(answer.turn, options, user, request.metadata, request.conversation))
+        self._outbox.push(ev.ResponseStarted(answer.turn, options, user, request.metadata, request.conversation))
         if not request.conversation:
             self._asides.begin(answer, conversation, options)
             return
@@ -113,7 +113,7 @@ class Answering:
 
     # --- making ---------------------------------------------------------------------------------
 
-    async def _work(self, answer: Answer, conversation: Conversation, options: GenerateOptions) -> None:
+    async def _work(self, answer: Response, conversation: Conversation, options: GenerateOptions) -> None:
         try:
             await self._hearing.understood()
             if conversation is not self._conversation:
@@ -143,7 +143,7 @@ class Answering:
         self._outbox.push(ev.ItemRemoved(item.id))
         return True
 
-    def _end(self, answer: Answer, outcome: ev.Outcome, reason: str | None = None) -> None:
+    def _end(self, answer: Response, outcome: ev.Outcome, reason: str | None = None) -> None:
         self._hearing.answering = False
         self._maker.end(answer, outcome, reason)
 
@@ -160,12 +160,12 @@ class Answering:
 
     async def cancel(self, event: ev.Cancel) -> None:
         """Stop an answer by name. Raises `InputError` where a strict request finds none."""
-        if event.turn is not None and await self._asides.cancel(event.turn):
+        if event.response_id is not None and await self._asides.cancel(event.response_id):
             return
         current = self.answers.latest.turn if self.answers.latest and self.busy else None
-        if event.strict and (current is None or event.turn not in (None, current)):
+        if event.strict and (current is None or event.response_id not in (None, current)):
             raise InputError("Cancellation failed: no active response found", code="response_cancel_not_active")
-        if event.turn in (None, current):
+        if event.response_id in (None, current):
             await self.stop("client_cancelled")
 
     async def interrupt(self, reason: str) -> bool:
@@ -205,7 +205,7 @@ class Answering:
     def left(self, event: ev.Output) -> None:
         """The outbox's reader took an event."""
         if isinstance(event, ev.Delta):
-            answer = self.answers.get(event.turn) or self._asides.get(event.turn)
+            answer = self.answers.get(event.response_id) or self._asides.get(event.response_id)
             if answer is not None:
                 self._maker.left(answer, event)
 

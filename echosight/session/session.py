@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from echosight import events as ev
-from echosight.conversation import Conversation, ImagePart, TextPart, speech
+from echosight.conversation import Conversation, ImagePart, TextPart, pcm_part
 from echosight.engines import Engine
 from echosight.errors import InputError
-from echosight.media import HEARD_HZ, AudioChunk, ImageFrame
-from echosight.options import SessionOptions, TurnOptions
-from echosight.session.item_edits import Edits
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame
+from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.session.item_edits import ItemEditor
 from echosight.session.outbox import Outbox, Tap
-from echosight.session.responses import Answering
-from echosight.session.user_turn import Hearing
-from echosight.turns.audio_input import Ear
+from echosight.session.responses import ResponseController
+from echosight.session.user_turn import UserInput
+from echosight.turns.audio_input import AudioInput
 from echosight.turns.detector import Signal, SpeechBegan, SpeechEnded, SpeechPaused, SpeechResumed
 from echosight.turns.vad import VadStream
 
@@ -27,7 +27,7 @@ KEPT_IMAGE_BYTES = 32 << 20
 """Encoded pictures that a conversation keeps: some ten minutes of a frame each second."""
 
 LONGEST_TURN_MS = 600_000
-"""Speech of one turn that is committed by hand. Turns that the server finds end after `TurnOptions.max_turn_ms`."""
+"""Longest turn that a client commits by hand; server VAD ends its turns after `TurnDetectionOptions.max_turn_ms`."""
 
 STALE_LEVELS = 32
 """Unread events behind which a level meter is of no more use."""
@@ -61,17 +61,19 @@ class Session:
         self._engine = engine
         self._taps = taps
         self._clock = clock
-        self._ear = Ear(voice, self.options.turn or TurnOptions())
-        self._hearing = Hearing(engine, self.conversation, self.outbox.push)
+        self._ear = AudioInput(voice, self.options.turn_detection or TurnDetectionOptions())
+        self._hearing = UserInput(engine, self.conversation, self.outbox.push)
         seats = seats or asyncio.Semaphore(engine.capacity)
-        self._answering = Answering(session_id, engine, self.conversation, self._hearing, self.outbox, clock, seats)
-        self._edits = Edits(self.conversation, self._answering.answers, self._hearing, self.outbox.push)
+        self._answering = ResponseController(
+            session_id, engine, self.conversation, self._hearing, self.outbox, clock, seats
+        )
+        self._edits = ItemEditor(self.conversation, self._answering.answers, self._hearing, self.outbox.push)
         self._feeding = asyncio.Lock()
         self._paused = False
         self._glimpse: ImageFrame | None = None
         self._quiet_since = 0
         self._apply(self.options)
-        self.outbox.push(ev.Opened(session_id, self.options))
+        self.outbox.push(ev.SessionOpened(session_id, self.options))
 
     @property
     def answering(self) -> bool:
@@ -85,7 +87,7 @@ class Session:
                 tap(event)
             await self._take(event)
 
-    def refuse(self, failure: ev.Failure) -> None:
+    def refuse(self, failure: ev.ErrorRaised) -> None:
         """Tell the client that something it sent was not taken in."""
         self.outbox.push(failure)
 
@@ -112,26 +114,26 @@ class Session:
                 await self._see(frame)
             case ev.Text(text):
                 await self._hearing.add(TextPart(text))
-            case ev.Commit(min_audio_ms):
+            case ev.CommitInput(min_audio_ms):
                 await self._commit_by_hand(min_audio_ms)
-            case ev.Respond():
+            case ev.CreateResponse():
                 await self._answering.respond(event)
             case ev.Cancel():
                 await self._answering.cancel(event)
             case ev.ClearInput():
                 self._forget_input()
                 self.outbox.push(ev.InputCleared())
-            case ev.Configure(options):
+            case ev.UpdateOptions(options):
                 self._apply(options)
-                self.outbox.push(ev.Configured(options))
-            case ev.Mark(tag):
-                self.outbox.push(ev.Marked(tag, self.answering))
+                self.outbox.push(ev.OptionsUpdated(options))
+            case ev.Sync(tag):
+                self.outbox.push(ev.Synced(tag, self.answering))
             case ev.Reset():
                 await self._answering.close("client_cancelled")
                 self._forget_input()
                 self.conversation.items.clear()
                 await self._engine.release(self.conversation.id)
-            case ev.Played(item_id, audio_ms):
+            case ev.PlaybackProgress(item_id, audio_ms):
                 self._answering.played(item_id, audio_ms)
             case ev.AddItem() | ev.RemoveItem() | ev.RetrieveItem():
                 self._edits.apply(event)
@@ -147,38 +149,38 @@ class Session:
 
     async def _hear(self, chunk: AudioChunk) -> None:
         pcm = self._ear.resample(chunk)
-        if self.options.turn is None:
-            if self._hearing.turn.duration_ms + speech(pcm).duration_ms > LONGEST_TURN_MS:
+        if self.options.turn_detection is None:
+            if self._hearing.turn.duration_ms + pcm_part(pcm).duration_ms > LONGEST_TURN_MS:
                 raise InputError(
                     f"The turn is longer than {LONGEST_TURN_MS // 1000} s: commit or clear it",
                     code="input_audio_buffer_too_long",
                     status=413,
                 )
             if pcm:
-                await self._hearing.add(speech(pcm))
+                await self._hearing.add(pcm_part(pcm))
             return
         for window in self._ear.windows(pcm):
             probability, signals = await self._ear.judge(window)
-            if self.options.levels and len(self.outbox) < STALE_LEVELS:
-                self.outbox.push(ev.Level(self._ear.position, probability))
+            if self.options.vad_levels and len(self.outbox) < STALE_LEVELS:
+                self.outbox.push(ev.VadLevel(self._ear.position, probability))
             if probability >= self._ear.options.threshold:
                 self._answering.speech_end = self._clock()
             for signal in signals:
                 await self._signal(signal)
             if self._ear.speaking and not self._paused:
-                await self._hearing.add(speech(self._ear.take()))
+                await self._hearing.add(pcm_part(self._ear.take()))
             await self._mind_silence()
 
     async def _mind_silence(self) -> None:
         """With an idle time, a user who has not spoken since the last answer was played is answered all the same."""
-        position, idle_ms = self._ear.position, self._ear.options.idle_ms
+        position, idle_ms = self._ear.position, self._ear.options.idle_timeout_ms
         busy = self._ear.speaking or self.answering or self._answering.playing
         if idle_ms is None or busy or self._answering.answers.latest is None:
             self._quiet_since = position
-        elif position - self._quiet_since >= idle_ms * HEARD_HZ // 1000:
+        elif position - self._quiet_since >= idle_ms * INPUT_SAMPLE_RATE // 1000:
             start, self._quiet_since = self._quiet_since, position
-            self.outbox.push(ev.SilenceTimedOut(self._hearing.turn.id, start, position))
-            await self._hearing.add(speech(self._ear.take()))
+            self.outbox.push(ev.IdleTimedOut(self._hearing.turn.id, start, position))
+            await self._hearing.add(pcm_part(self._ear.take()))
             self._commit()
             self._answering.respond_next()
 
@@ -187,7 +189,7 @@ class Session:
             case SpeechBegan(at):
                 await self._speech_began(at)
             case SpeechPaused():
-                await self._hearing.add(speech(self._ear.take()))
+                await self._hearing.add(pcm_part(self._ear.take()))
                 self._paused = True
                 self._hearing.guess(self._ear.consider)
             case SpeechResumed():
@@ -201,12 +203,12 @@ class Session:
         self._answering.speech_began(turn.id)
         if self._ear.options.interrupt_response:
             await self.stop("turn_detected")
-        await self._hearing.add(speech(self._ear.take(at)))
+        await self._hearing.add(pcm_part(self._ear.take(at)))
         await self._add_glimpse()
 
     async def _speech_ended(self, at: int) -> None:
         if not self._paused and (pcm := self._ear.take()):
-            await self._hearing.add(speech(pcm))
+            await self._hearing.add(pcm_part(pcm))
         self._paused = False
         self.outbox.push(ev.SpeechStopped(self._hearing.turn.id, at))
         self._commit()
@@ -216,7 +218,7 @@ class Session:
     async def _see(self, frame: ImageFrame) -> None:
         """A frame belongs to the turn in progress; between turns the newest waits for the next one."""
         self._glimpse = frame
-        if self.options.turn is None or self._ear.speaking:
+        if self.options.turn_detection is None or self._ear.speaking:
             await self._add_glimpse()
 
     async def _add_glimpse(self) -> None:
@@ -227,11 +229,11 @@ class Session:
 
     async def _commit_by_hand(self, min_audio_ms: int) -> None:
         if pcm := self._ear.rest():
-            await self._hearing.add(speech(pcm))
+            await self._hearing.add(pcm_part(pcm))
         await self._add_glimpse()
-        turn = self.conversation.open
+        turn = self.conversation.pending_turn
         has = turn.duration_ms if turn else 0
-        if not turn or (has < min_audio_ms and not turn.close().images and not turn.close().text):
+        if not turn or (has < min_audio_ms and not turn.to_item().images and not turn.to_item().text):
             raise InputError(
                 "Error committing input audio buffer: buffer too small. Expected at least "
                 f"{max(min_audio_ms, 1)}ms of audio, but buffer only has {has:.2f}ms of audio.",
@@ -251,7 +253,7 @@ class Session:
         self._bound_memory()
 
     def _bound_memory(self) -> None:
-        self.conversation.let_go(KEPT_SPEECH_MS, KEPT_IMAGE_BYTES)
+        self.conversation.trim_media(KEPT_SPEECH_MS, KEPT_IMAGE_BYTES)
 
     def _forget_input(self) -> None:
         self._ear.forget()
@@ -261,11 +263,11 @@ class Session:
     # --- options and events ---------------------------------------------------------------------
 
     def _apply(self, options: SessionOptions) -> None:
-        if options.turn is None and self.options.turn is not None:
+        if options.turn_detection is None and self.options.turn_detection is not None:
             self._forget_input()
         self.options = self._answering.options = options
         self.conversation.instructions = options.instructions
         self.conversation.language = options.language
         self.conversation.tools = options.tools
-        if options.turn is not None:
-            self._ear.options = options.turn
+        if options.turn_detection is not None:
+            self._ear.options = options.turn_detection

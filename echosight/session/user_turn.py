@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from echosight.conversation import Conversation, ImagePart, Item, OpenTurn, Part
+from echosight.conversation import Conversation, ImagePart, Item, Part, UserTurn
 from echosight.engines import Engine
 from echosight.errors import EchoSightError, EngineFailure
-from echosight.events import Heard, NotUnderstood, Output
+from echosight.events import Output, TranscriptionFailed, TranscriptUpdated
 from echosight.media import Transcript
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ MAX_IMAGES = 64
 """Pictures that one turn keeps; later ones are left out."""
 
 
-class Hearing:
+class UserInput:
     """Collects the open turn, prefills the engine with it, and sees to its transcript.
 
     While `answering`, parts wait: two writers would interleave in one cache. A transcript that was finished
@@ -37,12 +37,12 @@ class Hearing:
         self._transcripts: dict[str, asyncio.Task[None]] = {}
 
     @property
-    def turn(self) -> OpenTurn:
+    def turn(self) -> UserTurn:
         """The open turn; a new one where there is none."""
-        if self._conversation.open is None:
-            self._conversation.open = OpenTurn()
+        if self._conversation.pending_turn is None:
+            self._conversation.pending_turn = UserTurn()
             self._partial, self._images = "", 0
-        return self._conversation.open
+        return self._conversation.pending_turn
 
     async def add(self, part: Part) -> None:
         """More of the user's turn."""
@@ -66,9 +66,9 @@ class Hearing:
         """
         if then is not None:
             then(self._partial)
-        turn = self._conversation.open
+        turn = self._conversation.pending_turn
         if turn is not None and not self.answering and self._early is None:
-            self._early = asyncio.create_task(self._engine.settle(self._conversation, turn))
+            self._early = asyncio.create_task(self._engine.finalize_transcript(self._conversation, turn))
             if then is not None:
                 self._early.add_done_callback(lambda early: _tell(early, then))
             self._early.add_done_callback(_hear_out)
@@ -76,15 +76,15 @@ class Hearing:
     def commit(self) -> Item:
         """Close the open turn and put it into the conversation. Its transcript follows when it is known."""
         turn = self.turn
-        self._conversation.open = None
+        self._conversation.pending_turn = None
         self._waiting.clear()
-        item = turn.close()
+        item = turn.to_item()
         self._conversation.add(item)
         early, self._early = self._early, None
         self.understand(turn, early)
         return item
 
-    def understand(self, turn: OpenTurn, early: asyncio.Task[Transcript | None] | None = None) -> None:
+    def understand(self, turn: UserTurn, early: asyncio.Task[Transcript | None] | None = None) -> None:
         """Have the speech of a closed turn transcribed, if that was not begun `early`. Turns are told of in order."""
         if not turn.duration_ms:
             return
@@ -113,7 +113,7 @@ class Hearing:
     def forget(self) -> None:
         """Drop the open turn."""
         self._drop_guess()
-        self._conversation.open = None
+        self._conversation.pending_turn = None
         self._waiting.clear()
 
     async def close(self) -> None:
@@ -124,10 +124,12 @@ class Hearing:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _prefill(self, turn: OpenTurn, part: Part) -> None:
+    async def _prefill(self, turn: UserTurn, part: Part) -> None:
         try:
             partial = await self._engine.prefill(self._conversation, part)
-        except EngineFailure as error:  # computing ahead has failed; `settle` takes the speech from the turn itself
+        except (
+            EngineFailure
+        ) as error:  # computing ahead has failed; `finalize_transcript` takes the speech from the turn itself
             log.warning("prefilling %s failed: %s", turn.id, error.message)
             return
         except Exception:
@@ -135,11 +137,11 @@ class Hearing:
             return
         if partial is not None and partial != self._partial:
             self._partial = partial
-            self._announce(Heard(turn.id, Transcript(partial, final=False), turn.duration_ms))
+            self._announce(TranscriptUpdated(turn.id, Transcript(partial, final=False), turn.duration_ms))
 
     async def _transcribe(
         self,
-        turn: OpenTurn,
+        turn: UserTurn,
         early: asyncio.Task[Transcript | None] | None,
         earlier: asyncio.Task[None] | None,
         replaced: asyncio.Task[None] | None,
@@ -149,7 +151,7 @@ class Hearing:
         if replaced is not None:
             await asyncio.wait([replaced])
         try:
-            transcript = await (early or self._engine.settle(self._conversation, turn))
+            transcript = await (early or self._engine.finalize_transcript(self._conversation, turn))
         except EchoSightError as error:
             failure = error
         except Exception:
@@ -158,11 +160,11 @@ class Hearing:
         if earlier is not None:
             await asyncio.wait([earlier])
         if failure is not None:
-            self._announce(NotUnderstood(turn.id, failure.code, failure.message))
+            self._announce(TranscriptionFailed(turn.id, failure.code, failure.message))
             raise failure
         if transcript is not None:
             self._conversation.transcribed(turn.id, transcript.text)
-            self._announce(Heard(turn.id, transcript, turn.duration_ms))
+            self._announce(TranscriptUpdated(turn.id, transcript, turn.duration_ms))
 
     def _drop_guess(self) -> None:
         if self._early is not None:

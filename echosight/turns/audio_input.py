@@ -8,23 +8,23 @@ from dataclasses import replace
 
 from echosight.audio.resampling import Resampler
 from echosight.audio.silero import WINDOW
-from echosight.media import HEARD_HZ, AudioChunk
-from echosight.options import TurnOptions
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
+from echosight.options import TurnDetectionOptions
 from echosight.turns.detector import Signal, TurnDetector
-from echosight.turns.end_of_turn import sounds_finished
+from echosight.turns.end_of_turn import is_end_of_turn
 from echosight.turns.vad import WINDOW_BYTES, VadStream
 
-_PER_MS = HEARD_HZ // 1000
+_PER_MS = INPUT_SAMPLE_RATE // 1000
 
 
-class Ear:
+class AudioInput:
     """Resamples, cuts into windows of 32 ms, asks the VAD, and holds what may still belong to a turn.
 
     While nobody speaks it holds the pre-roll. While somebody pauses it holds the silence, which joins
     the turn only if speech goes on.
     """
 
-    def __init__(self, voice: VadStream, options: TurnOptions) -> None:
+    def __init__(self, voice: VadStream, options: TurnDetectionOptions) -> None:
         self._voice = voice
         self._detector = TurnDetector(options)
         self._options = options
@@ -35,7 +35,7 @@ class Ear:
 
     @property
     def position(self) -> int:
-        """Samples judged so far, at `HEARD_HZ`."""
+        """Samples judged so far, at `INPUT_SAMPLE_RATE`."""
         return self._detector.position
 
     @property
@@ -43,25 +43,25 @@ class Ear:
         return self._detector.speaking
 
     @property
-    def options(self) -> TurnOptions:
+    def options(self) -> TurnDetectionOptions:
         return self._options
 
     @options.setter
-    def options(self, options: TurnOptions) -> None:
+    def options(self, options: TurnDetectionOptions) -> None:
         self._options = self._detector.options = options
 
     def consider(self, text: str) -> None:
         """What the speaker has said before this pause decides how much silence ends the turn."""
         options = self._options
-        if options.patience_ms and not sounds_finished(text):
-            options = replace(options, silence_ms=options.patience_ms)
+        if options.max_endpointing_delay_ms and not is_end_of_turn(text):
+            options = replace(options, min_endpointing_delay_ms=options.max_endpointing_delay_ms)
         self._detector.options = options
 
     def resample(self, chunk: AudioChunk) -> bytes:
-        """The chunk at `HEARD_HZ`. A new rate starts a new stream; the old one's last samples come first."""
+        """The chunk at `INPUT_SAMPLE_RATE`. A new rate starts a new stream; the old one's last samples come first."""
         if self._resampler is None or chunk.rate != self._rate:
             tail = self._resampler.push(b"", last=True) if self._resampler else b""
-            self._resampler, self._rate = Resampler(chunk.rate, HEARD_HZ, prompt=True), chunk.rate
+            self._resampler, self._rate = Resampler(chunk.rate, INPUT_SAMPLE_RATE, prompt=True), chunk.rate
             return tail + self._resampler.push(chunk.pcm)
         return self._resampler.push(chunk.pcm)
 

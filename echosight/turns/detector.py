@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echosight.audio.silero import WINDOW
-from echosight.media import HEARD_HZ
-from echosight.options import TurnOptions
+from echosight.media import INPUT_SAMPLE_RATE
+from echosight.options import TurnDetectionOptions
 
 _HYSTERESIS = 0.15
 _LOWEST, _HIGHEST = 0.05, 0.95
@@ -52,7 +52,7 @@ class TurnDetector:
     in silence Silero does not come down to 0.0, so that beyond these a turn would never begin or never end.
     """
 
-    def __init__(self, options: TurnOptions) -> None:
+    def __init__(self, options: TurnDetectionOptions) -> None:
         self.options = options
         self.position = 0
         """Samples seen so far."""
@@ -63,19 +63,19 @@ class TurnDetector:
         self._paused = False
 
     @property
-    def options(self) -> TurnOptions:
+    def options(self) -> TurnDetectionOptions:
         """May be replaced at any time, and then counts from the next window."""
         return self._options
 
     @options.setter
-    def options(self, options: TurnOptions) -> None:
+    def options(self, options: TurnDetectionOptions) -> None:
         self._options = options
         self._threshold = min(max(options.threshold, _LOWEST), _HIGHEST)
         self._release = max(self._threshold - _HYSTERESIS, self._threshold / 2)
         self._padding = _samples(options.prefix_padding_ms)
         self._min_speech = _samples(options.min_speech_ms)
-        self._silence = _samples(options.silence_ms)
-        self._pause = _samples(options.pause_ms)
+        self._silence = _samples(options.min_endpointing_delay_ms)
+        self._pause = _samples(options.speculation_delay_ms)
         self._max_turn = _samples(options.max_turn_ms)
 
     @property
@@ -133,4 +133,4 @@ class TurnDetector:
 
 
 def _samples(ms: int) -> int:
-    return ms * HEARD_HZ // 1000
+    return ms * INPUT_SAMPLE_RATE // 1000

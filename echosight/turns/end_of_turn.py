@@ -21,7 +21,7 @@ _TERMINAL = re.compile(r"[.!?。！？]['\"”’)»]*$")
 _OPEN = re.compile(r"(\.\.\.|[…,;:–—-])['\"”’)»]*$")
 
 
-def sounds_finished(text: str) -> bool:
+def is_end_of_turn(text: str) -> bool:
     """A last word that wants another one, a comma or an ellipsis say no; nothing understood says nothing, so yes."""
     text = text.strip()
     if not text:

@@ -14,7 +14,7 @@ Message = str | bytes
 
 
 class Wire(Protocol):
-    reference: str | None
+    client_event_id: str | None
     """The client's own id of the message that is being received, to be named in an error."""
 
     def receive(self, message: Message) -> Iterable[Input]:

@@ -11,15 +11,15 @@ import orjson
 
 from echosight import events as ev
 from echosight.audio.formats import wav_bytes
-from echosight.conversation import chunk_of
+from echosight.conversation import to_chunk
 from echosight.errors import WireError
-from echosight.media import HEARD_HZ, AudioChunk
-from echosight.options import SessionOptions, TurnOptions
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
+from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.wire import Message
 from echosight.wire.echosight_messages import Content, Limits, read_content, read_items, read_json
 from echosight.wire.turn_detection import turn_options
 
-MS_SAMPLES = HEARD_HZ // 1000
+MS_SAMPLES = INPUT_SAMPLE_RATE // 1000
 
 
 def acknowledgement(uid: str, content: str, finish_reason: str) -> dict[str, Any]:
@@ -48,18 +48,18 @@ class Records:
     def of(self, event: ev.Output, *, wav: bool = True) -> dict[str, Any] | None:
         """The record for an event; None where there is none. `audio` is the base64 of a WAV, null without `wav`."""
         match event:
-            case ev.TurnStarted(user_item=item):
+            case ev.ResponseStarted(user_item=item):
                 self._next_id = 1
                 audio = item.audio if item is not None and wav else None
-                said = wav_bytes(chunk_of(audio)) if audio is not None and audio.pcm else None
+                said = wav_bytes(to_chunk(audio)) if audio is not None and audio.pcm else None
                 return self._record("assistant:\n", "processing", said)
             case ev.TextDelta(text=text):
                 return self._record(text, "processing")
             case ev.SpeechDelta(chunk=chunk):
                 return self._record("", "processing", wav_bytes(chunk) if wav else None)
-            case ev.TurnEnded(outcome="failed"):
+            case ev.ResponseEnded(outcome="failed"):
                 return {"id": self.uid, "error": {"code": event.reason, "message": event.error}}
-            case ev.TurnEnded():
+            case ev.ResponseEnded():
                 reasons = {"completed": "stop", "cancelled": "interrupted", "incomplete": "length"}
                 return {**self._record("\n<end>", reasons[event.outcome]), **waterfall(event)}
             case _:
@@ -73,10 +73,10 @@ class Records:
         return record
 
 
-def waterfall(event: ev.TurnEnded) -> dict[str, Any]:
+def waterfall(event: ev.ResponseEnded) -> dict[str, Any]:
     """Which parts made the answer, and when each stage was reached, in ms after the end of the user's speech."""
     stages = {k: None if v is None else round(v, 1) for k, v in asdict(event.waterfall).items()}
-    return {"waterfall_ms": stages, "made_by": list(event.made_by)}
+    return {"waterfall_ms": stages, "made_by": list(event.providers)}
 
 
 class EchoSightWire:
@@ -88,11 +88,11 @@ class EchoSightWire:
     """
 
     def __init__(self, uid: str, options: SessionOptions, limits: Limits | None = None) -> None:
-        self.reference: str | None = None
+        self.client_event_id: str | None = None
         self._options = options
         self._limits = limits or Limits()
         self._records = Records(uid)
-        self._rate = HEARD_HZ
+        self._rate = INPUT_SAMPLE_RATE
         self._binary = False
         self._events = False
 
@@ -105,12 +105,12 @@ class EchoSightWire:
         body = read_json(message)
         match body:
             case {"type": "subscribe" | "configure"}:
-                yield ev.Configure(self._configure(body))
+                yield ev.UpdateOptions(self._configure(body))
             case {"type": "stop"}:
                 yield ev.Cancel()
             case {"type": "commit"}:
-                yield ev.Commit()
-                yield ev.Respond(interrupt=True)
+                yield ev.CommitInput()
+                yield ev.CreateResponse(interrupt=True)
             case {"type": "clear"}:
                 yield ev.ClearInput()
             case {"type": "reset"}:
@@ -118,7 +118,7 @@ class EchoSightWire:
             case {"type": "restore", "items": list(items)}:
                 yield from map(ev.AddItem, read_items(items))
             case {"type": "played", "item_id": str(item_id), "audio_ms": int(ms)} if ms >= 0:
-                yield ev.Played(item_id, ms)
+                yield ev.PlaybackProgress(item_id, ms)
                 return
             case {"type": "restore"}:
                 raise WireError("restore must hold a list of items", param="items")
@@ -129,16 +129,16 @@ class EchoSightWire:
             case _:
                 content = read_content(body, self._limits)
                 yield from content.live()
-                yield ev.Mark(finish_reason(content, answering=False))
+                yield ev.Sync(finish_reason(content, answering=False))
                 return
-        yield ev.Mark("stop" if body["type"] == "stop" else "done")
+        yield ev.Sync("stop" if body["type"] == "stop" else "done")
 
     def send(self, event: ev.Output) -> Iterator[Message]:
         match event:
-            case ev.Marked(tag, answering):
+            case ev.Synced(tag, answering):
                 reason = "skip" if tag == "done" and answering else tag
                 yield _text(acknowledgement(self._records.uid, "success", reason))
-            case ev.Failure():
+            case ev.ErrorRaised():
                 yield _text({"error": event.message, "code": event.code, "param": event.param})
             case ev.SpeechDelta():
                 yield from self._speech(event)
@@ -155,7 +155,7 @@ class EchoSightWire:
         assert record is not None
         if self._events:
             record["item_id"] = event.item_id
-            record["words"] = [[word.start_ms, word.end] for word in event.words]
+            record["words"] = [[word.start_ms, word.text_end] for word in event.words]
         if self._binary:
             record["choices"][0]["audio"] = "binary"
         yield _text(record)
@@ -172,17 +172,17 @@ class EchoSightWire:
         if audio not in ("wav", "binary"):
             raise WireError("audio must be 'wav' or 'binary'", param="audio")
         events = _choice(body, "events", bool, self._events)
-        turn = options.turn
+        turn = options.turn_detection
         if "turn_detection" in body:
-            turn = turn_options(body["turn_detection"], turn or TurnOptions(), echosight=True)
-        answer = replace(options.answer, voice=_choice(body, "voice", str, options.answer.voice))
+            turn = turn_options(body["turn_detection"], turn or TurnDetectionOptions(), echosight=True)
+        answer = replace(options.response, voice=_choice(body, "voice", str, options.response.voice))
         options = replace(
             options,
-            turn=turn,
-            answer=answer,
+            turn_detection=turn,
+            response=answer,
             instructions=_choice(body, "instructions", str, options.instructions),
             language=_choice(body, "language", str, options.language),
-            levels=_choice(body, "levels", bool, options.levels),
+            vad_levels=_choice(body, "levels", bool, options.vad_levels),
             record=_choice(body, "record", bool, options.record),
         )
         self._options, self._rate, self._binary, self._events = options, rate, audio == "binary", events
@@ -205,9 +205,9 @@ def _text(record: dict[str, Any]) -> str:
 def _note(event: ev.Output) -> dict[str, Any] | None:
     """What a subscriber with ``events`` is told beside the answer."""
     match event:
-        case ev.Opened(session_id):
+        case ev.SessionOpened(session_id):
             return {"type": "opened", "session_id": session_id}
-        case ev.TurnStarted(turn=turn, user_item=item):
+        case ev.ResponseStarted(response_id=turn, user_item=item):
             return {"type": "turn_started", "turn": turn, "item_id": item.id if item is not None else None}
         case ev.ItemRemoved(item_id):
             return {"type": "removed", "item_id": item_id}
@@ -215,17 +215,17 @@ def _note(event: ev.Output) -> dict[str, Any] | None:
             return {"type": "speech_started", "item_id": item_id, "audio_ms": at // MS_SAMPLES}
         case ev.SpeechStopped(item_id, at):
             return {"type": "speech_stopped", "item_id": item_id, "audio_ms": at // MS_SAMPLES}
-        case ev.Heard(item_id, transcript):
+        case ev.TranscriptUpdated(item_id, transcript):
             return {"type": "transcript", "item_id": item_id, "text": transcript.text, "final": transcript.final}
-        case ev.NotUnderstood(item_id, code, message):
+        case ev.TranscriptionFailed(item_id, code, message):
             return {"type": "not_understood", "item_id": item_id, "code": code, "message": message}
-        case ev.Level(at, probability):
+        case ev.VadLevel(at, probability):
             return {"type": "level", "audio_ms": at // MS_SAMPLES, "probability": round(probability, 3)}
         case ev.ItemDone(item, _, turn) if turn is not None and item.status == "incomplete":
             return {"type": "truncated", "item_id": item.id, "text": item.text}
         case ev.ItemTruncated(item_id, _, text):
             return {"type": "truncated", "item_id": item_id, "text": text}
-        case ev.TurnEnded():
-            return {"type": "waterfall", "turn": event.turn, "outcome": event.outcome, **waterfall(event)}
+        case ev.ResponseEnded():
+            return {"type": "waterfall", "turn": event.response_id, "outcome": event.outcome, **waterfall(event)}
         case _:
             return None

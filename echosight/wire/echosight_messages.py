@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from echosight import events as ev
 from echosight.audio.formats import decode_audio
 from echosight.audio.resampling import resample
-from echosight.conversation import ImagePart, Item, Part, TextPart, speech
+from echosight.conversation import ImagePart, Item, Part, TextPart, pcm_part
 from echosight.errors import InputError, WireError
-from echosight.media import HEARD_HZ, AudioChunk
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionOptions
 from echosight.vision.images import read_data_uri, read_image
 
@@ -56,14 +56,14 @@ class Content:
             yield ev.Cancel()
         yield from sorted(self.parts, key=lambda p: isinstance(p, ev.Audio))
         if self.typed:
-            yield ev.Commit()
-            yield ev.Respond(interrupt=True)
+            yield ev.CommitInput()
+            yield ev.CreateResponse(interrupt=True)
 
     def item(self) -> Item | None:
         """As one whole turn of the user; None where it holds nothing."""
-        chunks = [resample(p.chunk, HEARD_HZ).pcm for p in self.parts if isinstance(p, ev.Audio)]
+        chunks = [resample(p.chunk, INPUT_SAMPLE_RATE).pcm for p in self.parts if isinstance(p, ev.Audio)]
         pcm = b"".join(chunks)
-        parts: list[Part] = [speech(pcm)] if pcm else []
+        parts: list[Part] = [pcm_part(pcm)] if pcm else []
         for part in self.parts:
             match part:
                 case ev.Image(frame):
@@ -233,11 +233,11 @@ def read_options(body: Any, limits: Limits = Limits()) -> tuple[CustomOptions | 
 def apply_options(options: SessionOptions, chosen: CustomOptions) -> SessionOptions:
     """The session's options with a client's choices in them."""
     prompts = (chosen.voice_clone_prompt.strip(), chosen.assistant_prompt.strip())
-    sample = options.answer.voice_sample if chosen.use_audio_prompt else None
+    sample = options.response.voice_sample if chosen.use_audio_prompt else None
     return replace(
         options,
         instructions="\n".join(p for p in prompts if p) or options.instructions,
-        turn=options.turn and replace(options.turn, threshold=chosen.vad_threshold),
-        answer=replace(options.answer, voice_sample=sample),
+        turn_detection=options.turn_detection and replace(options.turn_detection, threshold=chosen.vad_threshold),
+        response=replace(options.response, voice_sample=sample),
         hd_video=chosen.hd_video,
     )

@@ -6,22 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 from echosight.errors import WireError
-from echosight.options import AGGRESSIVENESS, TurnOptions
+from echosight.options import AGGRESSIVENESS, TurnDetectionOptions
 
 _RANGES: dict[str, tuple[str, float, float]] = {
     "threshold": ("threshold", 0.0, 1.0),
     "prefix_padding_ms": ("prefix_padding_ms", 0, 5_000),
-    "silence_duration_ms": ("silence_ms", 32, 10_000),
+    "silence_duration_ms": ("min_endpointing_delay_ms", 32, 10_000),
 }
 _BRIDGE_RANGES: dict[str, tuple[str, float, float]] = {
     "start_ms": ("min_speech_ms", 20, 5_000),
-    "end_ms": ("silence_ms", 32, 10_000),
+    "end_ms": ("min_endpointing_delay_ms", 32, 10_000),
     "pad_ms": ("prefix_padding_ms", 0, 5_000),
     "max_ms": ("max_turn_ms", 100, 600_000),
 }
 _ECHOSIGHT_RANGES: dict[str, tuple[str, float, float]] = {
     "min_speech_ms": ("min_speech_ms", 32, 5_000),
-    "pause_ms": ("pause_ms", 32, 10_000),
+    "pause_ms": ("speculation_delay_ms", 32, 10_000),
     "max_turn_ms": ("max_turn_ms", 1_000, 600_000),
 }
 _SWITCHES = ("create_response", "interrupt_response")
@@ -32,8 +32,13 @@ EAGERNESS: dict[str, tuple[int, int]] = {"low": (800, 8_000), "medium": (500, 4_
 
 
 def turn_options(
-    data: Any, base: TurnOptions, param: str = "turn_detection", *, bridge: bool = False, echosight: bool = False
-) -> TurnOptions | None:
+    data: Any,
+    base: TurnDetectionOptions,
+    param: str = "turn_detection",
+    *,
+    bridge: bool = False,
+    echosight: bool = False,
+) -> TurnDetectionOptions | None:
     """The Realtime protocol's ``turn_detection``; None (JSON null) means turns are committed by hand.
 
     `bridge` and `echosight`: with the words that these dialects add to it. Raises `WireError` naming the field at
@@ -50,7 +55,7 @@ def turn_options(
             f"Invalid value: '{kind}'. Supported values are: {supported}.", code="invalid_value", param=f"{param}.type"
         )
     ranges = _RANGES | (_BRIDGE_RANGES if bridge else {}) | (_ECHOSIGHT_RANGES if echosight else {})
-    changes: dict[str, Any] = {"idle_ms": None, "patience_ms": 0}
+    changes: dict[str, Any] = {"idle_timeout_ms": None, "max_endpointing_delay_ms": 0}
     if kind == "semantic_vad":
         changes |= _patience(data.get("eagerness", "auto"), f"{param}.eagerness")
     for key, value in data.items():
@@ -60,7 +65,7 @@ def turn_options(
         elif bridge and key == "aggressiveness":
             changes["threshold"] = AGGRESSIVENESS[round(_number(value, 0, 3, f"{param}.{key}"))]
         elif key == "idle_timeout_ms":
-            changes["idle_ms"] = None if value is None else _number(value, 100, 3_600_000, f"{param}.{key}")
+            changes["idle_timeout_ms"] = None if value is None else _number(value, 100, 3_600_000, f"{param}.{key}")
         elif key in _SWITCHES:
             if not isinstance(value, bool):
                 raise WireError(f"{param}.{key} must be true or false", code="invalid_type", param=f"{param}.{key}")
@@ -81,7 +86,7 @@ def _patience(eagerness: Any, param: str) -> dict[str, int]:
             f"Invalid value: '{eagerness}'. Supported values are: {supported}.", code="invalid_value", param=param
         )
     silence_ms, patience_ms = EAGERNESS[name]
-    return {"silence_ms": silence_ms, "patience_ms": patience_ms}
+    return {"min_endpointing_delay_ms": silence_ms, "max_endpointing_delay_ms": patience_ms}
 
 
 def _number(value: Any, low: float, high: float, param: str) -> float:

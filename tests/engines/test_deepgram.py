@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from echosight.engines.runtime.http_client import Refused
-from echosight.engines.runtime.retries import Unavailable
-from echosight.engines.stt.deepgram import DeepgramTranscriber, transcriber
+from echosight.engines.runtime.http_client import PermanentError
+from echosight.engines.runtime.retries import TransientError
+from echosight.engines.stt.deepgram import DeepgramSTT, transcriber
 from echosight.engines.tts.deepgram import voice
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
@@ -89,7 +89,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def hearing(service: Service) -> AsyncIterator[DeepgramTranscriber]:
+async def hearing(service: Service) -> AsyncIterator[DeepgramSTT]:
     ears = transcriber(
         None, Settings(deepgram_url=f"http://127.0.0.1:{service.port}", deepgram_api_key=SecretStr("sesame"))
     )
@@ -143,7 +143,7 @@ async def test_one_that_stays_broken_fails(service: Service, pauses: list[float]
     service.cuts = 3
     async with hearing(service) as ears:
         await ears.hear("u", PCM)
-        with pytest.raises(Unavailable, match="Deepgram broke off: NET-0001"):
+        with pytest.raises(TransientError, match="Deepgram broke off: NET-0001"):
             await ears.finish("u")
 
 
@@ -156,7 +156,7 @@ async def test_the_last_words_may_never_be_final(service: Service, monkeypatch: 
         assert (await ears.finish("u")).text == "so far"
 
 
-@pytest.mark.parametrize(("status", "failure"), [(401, Refused), (503, Unavailable), (429, Unavailable)])
+@pytest.mark.parametrize(("status", "failure"), [(401, PermanentError), (503, TransientError), (429, TransientError)])
 async def test_refusals_are_told(
     service: Service, pauses: list[float], status: int, failure: type[EngineFailure]
 ) -> None:
@@ -165,7 +165,7 @@ async def test_refusals_are_told(
         await ears.hear("u", PCM)
         with pytest.raises(failure, match=str(status)):
             await ears.finish("u")
-    assert pauses == ([] if failure is Refused else [3, 3])
+    assert pauses == ([] if failure is PermanentError else [3, 3])
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ async def test_nobody_there(pauses: list[float]) -> None:
     with pytest.raises(SetupError, match="cannot be reached"):
         await ears.start()
     await ears.hear("u", PCM)
-    with pytest.raises(Unavailable, match="Deepgram cannot be reached"):
+    with pytest.raises(TransientError, match="Deepgram cannot be reached"):
         await ears.finish("u")
     await ears.close()
 
@@ -200,7 +200,7 @@ async def test_it_speaks(pauses: list[float]) -> None:
         )
         mouth = voice(None, Settings(deepgram_url=server.url, deepgram_api_key=SecretStr("sesame")))
         await mouth.start()
-        pieces = [piece async for piece in mouth.speak("Hello.", GenerateOptions(voice="aura-2-apollo-en"))]
+        pieces = [piece async for piece in mouth.synthesize("Hello.", GenerateOptions(voice="aura-2-apollo-en"))]
         await mouth.close()
         assert b"".join(piece.pcm for piece in pieces) == SECOND
         request = server.requests[-1]

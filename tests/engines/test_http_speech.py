@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight.audio.formats import decode_audio, wav_bytes
-from echosight.engines.runtime.http_client import Refused, Upstream
-from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.runtime.http_client import HttpService, PermanentError
+from echosight.engines.runtime.retries import TransientError
 from echosight.engines.stt import openai_http as stt
-from echosight.engines.stt.openai_http import OpenAITranscriber
+from echosight.engines.stt.openai_http import OpenAISTT
 from echosight.engines.tts import openai_http as tts
-from echosight.engines.tts.openai_http import OpenAIVoice
+from echosight.engines.tts.openai_http import OpenAITTS
 from echosight.engines.tts.wav_stream import WavStream
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import AudioChunk, Transcript, Word
@@ -52,7 +52,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def ears(server: Server) -> AsyncIterator[OpenAITranscriber]:
+async def ears(server: Server) -> AsyncIterator[OpenAISTT]:
     made = stt.openai("tiny", Settings(whisper_url=f"{server.url}/v1", language="en-GB"))
     await made.start()
     yield made
@@ -60,7 +60,7 @@ async def ears(server: Server) -> AsyncIterator[OpenAITranscriber]:
 
 
 @pytest.fixture
-async def mouth(server: Server) -> AsyncIterator[OpenAIVoice]:
+async def mouth(server: Server) -> AsyncIterator[OpenAITTS]:
     made = tts.openai("tiny", Settings(tts_api_url=f"{server.url}/v1/audio/speech"))
     await made.start()
     yield made
@@ -88,8 +88,8 @@ def fields(request: Request) -> dict[str, bytes]:
     return found
 
 
-async def spoken(mouth: OpenAIVoice, options: GenerateOptions = OPTIONS) -> bytes:
-    return b"".join([piece.pcm async for piece in mouth.speak("Hello.", options)])
+async def spoken(mouth: OpenAITTS, options: GenerateOptions = OPTIONS) -> bytes:
+    return b"".join([piece.pcm async for piece in mouth.synthesize("Hello.", options)])
 
 
 def posts(server: Server, path: str) -> list[Request]:
@@ -99,7 +99,7 @@ def posts(server: Server, path: str) -> list[Request]:
 # --- hearing --------------------------------------------------------------------------------------
 
 
-async def test_an_utterance_is_sent_whole_and_its_words_are_placed(server: Server, ears: OpenAITranscriber) -> None:
+async def test_an_utterance_is_sent_whole_and_its_words_are_placed(server: Server, ears: OpenAISTT) -> None:
     assert await ears.hear("u", tone(16_000)) is None
     await ears.hear("u", tone(16_000))
     transcript = await ears.finish("u")
@@ -110,7 +110,7 @@ async def test_an_utterance_is_sent_whole_and_its_words_are_placed(server: Serve
     assert (form["model"], form["language"], form["response_format"]) == (b"tiny", b"en", b"verbose_json")
 
 
-async def test_only_what_is_new_is_asked_again(server: Server, ears: OpenAITranscriber) -> None:
+async def test_only_what_is_new_is_asked_again(server: Server, ears: OpenAISTT) -> None:
     await ears.hear("u", tone(16_000))
     assert await ears.finish("u") == await ears.finish("u")
     assert len(posts(server, HEAR)) == 1
@@ -122,7 +122,7 @@ async def test_only_what_is_new_is_asked_again(server: Server, ears: OpenAITrans
         await ears.finish("u")
 
 
-async def test_a_server_without_word_times_is_asked_for_text(server: Server, ears: OpenAITranscriber) -> None:
+async def test_a_server_without_word_times_is_asked_for_text(server: Server, ears: OpenAISTT) -> None:
     server.on(HEAR, answer({"detail": "response_format"}, 400), answer({"text": "Hi."}))
     for utterance in ("a", "b"):
         await ears.hear(utterance, tone(16_000))
@@ -134,11 +134,11 @@ async def test_a_server_without_word_times_is_asked_for_text(server: Server, ear
     ]
 
 
-async def test_one_request_that_is_not_taken_costs_no_word_times(server: Server, ears: OpenAITranscriber) -> None:
+async def test_one_request_that_is_not_taken_costs_no_word_times(server: Server, ears: OpenAISTT) -> None:
     too_short = answer({"error": {"message": "audio is too short"}}, 400)
     server.on(HEAR, too_short, too_short, HEARD)
     await ears.hear("a", bytes(32))
-    with pytest.raises(Refused, match="too short"):
+    with pytest.raises(PermanentError, match="too short"):
         await ears.finish("a")
     await ears.hear("b", tone(16_000))
     await ears.finish("b")
@@ -148,12 +148,12 @@ async def test_one_request_that_is_not_taken_costs_no_word_times(server: Server,
 
 async def test_an_answer_that_never_ends_is_not_waited_for(server: Server, pauses: list[float]) -> None:
     server.on(HEAR, trickle(b" "))
-    ears = OpenAITranscriber(Upstream(f"{server.url}{HEAR}", silence_s=0.1), "tiny")
+    ears = OpenAISTT(HttpService(f"{server.url}{HEAR}", silence_s=0.1), "tiny")
     await ears.upstream.start()
     await ears.hear("u", tone(16_000))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("echosight.engines.runtime.http_client.CONNECT_S", 0.0)
-        with pytest.raises(Unavailable, match="was not done within"):
+        with pytest.raises(TransientError, match="was not done within"):
             await ears.finish("u")
         patch.setattr("echosight.engines.runtime.http_client.CONNECT_S", 60.0)
         patch.setattr("echosight.engines.runtime.http_client.ANSWER_BYTES", 5)
@@ -162,20 +162,20 @@ async def test_an_answer_that_never_ends_is_not_waited_for(server: Server, pause
     await ears.close()
 
 
-async def test_where_nobody_speaks_nothing_is_written(server: Server, ears: OpenAITranscriber) -> None:
+async def test_where_nobody_speaks_nothing_is_written(server: Server, ears: OpenAISTT) -> None:
     silence = {"no_speech_prob": 0.9, "avg_logprob": -1.4}
     server.on(HEAR, answer({"text": "Thanks for watching!", "segments": [silence]}))
     await ears.hear("u", bytes(3200))
     assert (await ears.finish("u")).text == ""
 
 
-async def test_hearing_is_tried_three_times(server: Server, ears: OpenAITranscriber, pauses: list[float]) -> None:
+async def test_hearing_is_tried_three_times(server: Server, ears: OpenAISTT, pauses: list[float]) -> None:
     server.on(HEAR, answer({}, 500), body(b'{"te', whole=False), HEARD)
     await ears.hear("u", tone(16_000))
     assert (await ears.finish("u")).text == "Hello, world!"
     server.on(HEAR, answer({}, 429))
     await ears.hear("u", tone(16_000))
-    with pytest.raises(Unavailable, match="429"):
+    with pytest.raises(TransientError, match="429"):
         await ears.finish("u")
     assert pauses == [0.5, 0.5, 0.5, 0.5]
 
@@ -191,7 +191,7 @@ async def test_hearing_is_tried_three_times(server: Server, ears: OpenAITranscri
         answer({"text": "a", "words": [{"word": "a", "start": "inf"}]}),
     ],
 )
-async def test_garbage_is_no_transcript(server: Server, ears: OpenAITranscriber, script: Handler) -> None:
+async def test_garbage_is_no_transcript(server: Server, ears: OpenAISTT, script: Handler) -> None:
     server.on(HEAR, script)
     await ears.hear("u", tone(16_000))
     with pytest.raises(EngineFailure, match=r"is no JSON|is no transcript"):
@@ -217,7 +217,7 @@ def unknown_length(pcm: bytes, rate: int) -> bytes:
     ],
     ids=["wav", "bytes", "pieces", "pcm", "rate"],
 )
-async def test_sound_arrives_whole(server: Server, mouth: OpenAIVoice, script: Handler) -> None:
+async def test_sound_arrives_whole(server: Server, mouth: OpenAITTS, script: Handler) -> None:
     server.on(SPEAK, script)
     assert await spoken(mouth, GenerateOptions(voice="nova", speed=9)) == tone(24_000)
     (request,) = posts(server, SPEAK)
@@ -226,9 +226,9 @@ async def test_sound_arrives_whole(server: Server, mouth: OpenAIVoice, script: H
     }  # fmt: skip
 
 
-async def test_how_to_speak_is_handed_on(server: Server, mouth: OpenAIVoice) -> None:
+async def test_how_to_speak_is_handed_on(server: Server, mouth: OpenAITTS) -> None:
     settings = Settings(default_tts_instructions="Calmly, like a librarian.")
-    await spoken(mouth, settings.session_options().answer)
+    await spoken(mouth, settings.session_options().response)
     (request,) = posts(server, SPEAK)
     assert request.json["instructions"] == "Calmly, like a librarian."
 
@@ -236,7 +236,7 @@ async def test_how_to_speak_is_handed_on(server: Server, mouth: OpenAIVoice) -> 
 @pytest.mark.parametrize(
     "script", [wav(wav_bytes(AudioChunk(tone(16_000), 16_000))), wav(tone(16_000), kind="audio/pcm; rate=16000")]
 )
-async def test_other_rates_are_brought_to_its_own(server: Server, mouth: OpenAIVoice, script: Handler) -> None:
+async def test_other_rates_are_brought_to_its_own(server: Server, mouth: OpenAITTS, script: Handler) -> None:
     server.on(SPEAK, script)
     heard = np.frombuffer(await spoken(mouth), "<i2").astype(float)
     wanted = np.frombuffer(tone(24_000), "<i2").astype(float)
@@ -245,7 +245,7 @@ async def test_other_rates_are_brought_to_its_own(server: Server, mouth: OpenAIV
     assert np.corrcoef(heard[middle], wanted[middle])[0, 1] > 0.9999
 
 
-async def test_sound_is_passed_on_before_it_is_complete(server: Server, mouth: OpenAIVoice) -> None:
+async def test_sound_is_passed_on_before_it_is_complete(server: Server, mouth: OpenAITTS) -> None:
     heard, gone = asyncio.Event(), asyncio.Event()
 
     async def slow(request: Request, reply: Reply) -> None:
@@ -256,31 +256,31 @@ async def test_sound_is_passed_on_before_it_is_complete(server: Server, mouth: O
         gone.set()
 
     server.on(SPEAK, slow)
-    async with aclosing(mouth.speak("Hello.", OPTIONS)) as pieces:
+    async with aclosing(mouth.synthesize("Hello.", OPTIONS)) as pieces:
         assert (await anext(pieces)).pcm
         heard.set()
     await gone.wait()
 
 
-async def test_speaking_is_tried_three_times(server: Server, mouth: OpenAIVoice, pauses: list[float]) -> None:
+async def test_speaking_is_tried_three_times(server: Server, mouth: OpenAITTS, pauses: list[float]) -> None:
     sound = wav(wav_bytes(AudioChunk(tone(24_000), 24_000)))
     server.on(SPEAK, answer({}, 500), wav(), sound)
     assert await spoken(mouth) == tone(24_000)
     server.on(SPEAK, answer({}, 502))
-    with pytest.raises(Unavailable, match="502"):
+    with pytest.raises(TransientError, match="502"):
         await spoken(mouth)
     assert pauses == [0.5] * 4
 
 
 @pytest.mark.parametrize("whole", [False, True])
 async def test_half_a_sentence_is_not_begun_again(
-    server: Server, mouth: OpenAIVoice, pauses: list[float], whole: bool
+    server: Server, mouth: OpenAITTS, pauses: list[float], whole: bool
 ) -> None:
     half = wav_bytes(AudioChunk(tone(24_000), 24_000))[:8000]
     server.on(SPEAK, wav(half, whole=whole))
     heard = b""
-    with pytest.raises(Unavailable, match="broke off"):
-        async for piece in mouth.speak("Hello.", OPTIONS):
+    with pytest.raises(TransientError, match="broke off"):
+        async for piece in mouth.synthesize("Hello.", OPTIONS):
             heard += piece.pcm
     assert tone(24_000).startswith(heard)
     assert heard
@@ -295,14 +295,14 @@ async def test_half_a_sentence_is_not_begun_again(
         (wav(b"Ogg", b"S" + bytes(9000), kind="application/octet-stream"), EngineFailure, "begins with b'OggS'"),
         (wav(b'{"error": "no such voice"}'), EngineFailure, "is no PCM"),
         (wav(tone(24_000), kind="audio/pcm; rate=24000; channels=2"), EngineFailure, "2 channels"),
-        (answer({"error": {"message": "no such voice"}}, 400), Refused, "no such voice"),
+        (answer({"error": {"message": "no such voice"}}, 400), PermanentError, "no such voice"),
         (wav(b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + struct.pack("<HHIIHH", 3, 2, 8000, 0, 8, 32) + b"data"),
          EngineFailure, "must be mono PCM16"),
         (wav(b"RIFF" + bytes(70_000)), EngineFailure, "without samples"),
     ],
 )  # fmt: skip
 async def test_what_is_no_sound_is_not_played(
-    server: Server, mouth: OpenAIVoice, script: Handler, failure: type[Exception], message: str
+    server: Server, mouth: OpenAITTS, script: Handler, failure: type[Exception], message: str
 ) -> None:
     server.on(SPEAK, script)
     with pytest.raises(failure, match=message):
@@ -311,9 +311,9 @@ async def test_what_is_no_sound_is_not_played(
 
 async def test_sound_by_drops_is_not_waited_for(server: Server, pauses: list[float]) -> None:
     server.on(SPEAK, trickle(b"\1\0", kind="audio/pcm"))
-    mouth = OpenAIVoice(Upstream(f"{server.url}{SPEAK}", silence_s=0.1), "tiny")
+    mouth = OpenAITTS(HttpService(f"{server.url}{SPEAK}", silence_s=0.1), "tiny")
     await mouth.upstream.start()
-    with pytest.raises(Unavailable, match="next to nothing"):
+    with pytest.raises(TransientError, match="next to nothing"):
         await spoken(mouth)
     assert pauses == [0.5, 0.5]
     await mouth.close()
@@ -353,7 +353,7 @@ async def test_nobody_there_is_told_at_start() -> None:
 
 async def test_a_key_that_is_not_admitted_is_told_at_start(server: Server) -> None:
     server.on(SPEAK, answer({"error": {"message": "Incorrect API key"}}, 401))
-    mouth = OpenAIVoice(Upstream(f"{server.url}{SPEAK}", "x"), "tts-1")
+    mouth = OpenAITTS(HttpService(f"{server.url}{SPEAK}", "x"), "tts-1")
     with pytest.raises(SetupError, match=r"wants a key, or another one \(401\): Incorrect API key"):
         await mouth.start()
     await mouth.close()

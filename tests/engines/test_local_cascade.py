@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from echosight.conversation import AudioPart, Conversation, OpenTurn
-from echosight.engines import SpeechPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, UserTurn
+from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.llm.transformers.chat import TransformersChat, build_author
-from echosight.engines.stt.whisper import Decoder, Guards, WhisperTranscriber, read_model
+from echosight.engines.llm.transformers.chat import TransformersLLM, build_author
+from echosight.engines.stt.whisper import Decoder, Guards, WhisperSTT, read_model
 from echosight.engines.tts.vits import voice
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -34,8 +34,8 @@ async def cascade(tmp_path: Path) -> AsyncIterator[Cascade]:
     # Random weights are sure of nothing.
     sure = Guards(no_speech=2, log_probability=-99, compression_ratio=999)
     made = Cascade(
-        WhisperTranscriber("whisper", lambda: Decoder(read_model(str(whisper)), sure)),
-        TransformersChat("llama", lambda: build_author(str(folders[1])), seed=0),
+        WhisperSTT("whisper", lambda: Decoder(read_model(str(whisper)), sure)),
+        TransformersLLM("llama", lambda: build_author(str(folders[1])), seed=0),
         voice(str(folders[2]), Settings()),
     )
     await made.start()
@@ -47,20 +47,20 @@ async def test_speech_in_and_speech_out(cascade: Cascade, flite: Flite) -> None:
     conversation = Conversation(instructions="Answer in one sentence.", language="en")
     options = GenerateOptions(max_output_tokens=60, temperature=1.0)
     for said in ("hello world how are you today", "the quick brown fox jumps over the lazy dog"):
-        conversation.open = turn = OpenTurn()
+        conversation.pending_turn = turn = UserTurn()
         pcm = flite(said).pcm
         for at in range(0, len(pcm), 8_000):
             await cascade.prefill(conversation, turn.add(AudioPart(pcm[at : at + 8_000])))
-        transcript = await cascade.settle(conversation, turn)
+        transcript = await cascade.finalize_transcript(conversation, turn)
         assert transcript is not None
         assert transcript.text
-        conversation.open = None
-        conversation.add(turn.close(transcript.text))
+        conversation.pending_turn = None
+        conversation.add(turn.to_item(transcript.text))
         pieces = [piece async for piece in cascade.generate(conversation, options)]
-        assert any(isinstance(piece, TextPiece) for piece in pieces)
-        assert sum(len(piece.pcm) for piece in pieces if isinstance(piece, SpeechPiece)) > 8_000
+        assert any(isinstance(piece, TextChunk) for piece in pieces)
+        assert sum(len(piece.pcm) for piece in pieces if isinstance(piece, SpeechChunk)) > 8_000
         summary = pieces[-1]
-        assert isinstance(summary, Summary)
-        assert [name.partition(" ")[0] for name in summary.made_by] == ["whisper", "llama", "vits"]
+        assert isinstance(summary, GenerationSummary)
+        assert [name.partition(" ")[0] for name in summary.providers] == ["whisper", "llama", "vits"]
         # The second turn begins as the first did.
         assert summary.usage.cached >= (20 if len(conversation.items) > 1 else 0)

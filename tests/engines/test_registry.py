@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from echosight.engines import Chat, Transcriber
+from echosight.engines import LLM, STT
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.cascade.fallback import ChatChain, TranscriberChain, VoiceChain
-from echosight.engines.cascade_parts import CHATS, TRANSCRIBERS, VOICES, Kind
-from echosight.engines.llm.echo import EchoChat
+from echosight.engines.cascade.fallback import LLMChain, STTChain, TTSChain
+from echosight.engines.cascade_parts import LLMS, STTS, TTSS, PartRegistry
+from echosight.engines.llm.echo import EchoLLM
 from echosight.engines.registry import load
 from echosight.errors import SetupError
 from echosight.settings import Settings
@@ -62,14 +62,14 @@ def named(part: Any) -> list[str]:
 def test_nothing_named_is_the_demo_and_needs_nothing(model: str | None) -> None:
     engine = load(Settings(model=model))
     assert isinstance(engine, Cascade)
-    assert isinstance(engine.chat, EchoChat)
-    assert (engine.transcriber.name, engine.voice.name) == ("pocketsphinx", "espeak-ng")
+    assert isinstance(engine.llm, EchoLLM)
+    assert (engine.stt.name, engine.tts.name) == ("pocketsphinx", "espeak-ng")
 
 
 def test_the_demo_may_hear_and_speak_by_others() -> None:
     engine = load(Settings(stt="openai:tiny", tts="espeak:de", whisper_url="http://localhost:1/v1"))
     assert isinstance(engine, Cascade)
-    assert (engine.transcriber.name, engine.voice.name) == ("tiny at localhost:1", "espeak-ng")
+    assert (engine.stt.name, engine.tts.name) == ("tiny at localhost:1", "espeak-ng")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_names_files_and_folders_are_chats(installed: set[str], tmp_path: Path, 
     (tmp_path / "a,b.gguf").touch()
     engine = load(Settings(model=model))
     assert isinstance(engine, Cascade)
-    assert named(engine.chat) == made
-    assert isinstance(engine.chat, ChatChain) == (len(made) > 1)
+    assert named(engine.llm) == made
+    assert isinstance(engine.llm, LLMChain) == (len(made) > 1)
 
 
 def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,20 +101,20 @@ def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], mo
     for model in ("openai:gpt-4o", "groq"):
         engine = load(Settings(model=model))
         assert isinstance(engine, Cascade)
-        assert named(engine.voice) == ["tts.piper()"]
+        assert named(engine.tts) == ["tts.piper()"]
 
 
 def test_addresses_are_chats() -> None:
     engine = load(Settings(model="http://localhost:8000/v1,http://localhost:8001/v1#two", stt="sphinx", tts="espeak"))
     assert isinstance(engine, Cascade)
-    assert named(engine.chat) == ["localhost:8000", "two at localhost:8001"]
+    assert named(engine.llm) == ["localhost:8000", "two at localhost:8001"]
 
 
 def test_the_variable_of_llama_names_a_model_too(installed: set[str]) -> None:
     installed |= {"llm.llama_cpp", "stt.sphinx", "tts.espeak"}
     engine = load(Settings(llama_model_path="tiny.gguf"))
     assert isinstance(engine, Cascade)
-    assert named(engine.chat) == ["llm.llama_cpp(tiny.gguf)"]
+    assert named(engine.llm) == ["llm.llama_cpp(tiny.gguf)"]
 
 
 def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,20 +123,20 @@ def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch
 
     def download(source: str, file: str) -> str:
         asked.append((source, file))
-        (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-        return str(tmp_path / "config.json")
+        (tmp_path / file).write_text('{"model_type": "qwen2"}')
+        return str(tmp_path / file)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
     engine = load(Settings(model="Qwen/Qwen2.5-7B-Instruct"))
     assert isinstance(engine, Cascade)
-    assert named(engine.chat) == ["llm.transformers.chat(Qwen/Qwen2.5-7B-Instruct)"]
+    assert named(engine.llm) == ["llm.transformers.chat(Qwen/Qwen2.5-7B-Instruct)"]
     assert asked == [("Qwen/Qwen2.5-7B-Instruct", "config.json")]
 
 
 def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[tuple[str, str]] = []
 
-    def make(source: str, *, transcriber: Transcriber | None) -> Any:
+    def make(source: str, *, transcriber: STT | None) -> Any:
         made.append((source, transcriber.name if transcriber else "nobody"))
         return made
 
@@ -153,16 +153,16 @@ def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("kind", "there", "best"),
     [
-        (TRANSCRIBERS, {"stt.whisper", "stt.vosk", "stt.sphinx"}, "stt.whisper()"),
-        (TRANSCRIBERS, {"stt.vosk", "stt.sphinx"}, "stt.vosk()"),
-        (TRANSCRIBERS, {"stt.sphinx", "stt.openai_http", "stt.deepgram"}, "stt.sphinx()"),
-        (VOICES, {"tts.kokoro", "tts.piper", "tts.espeak"}, "tts.kokoro()"),
-        (VOICES, {"tts.piper", "tts.espeak"}, "tts.piper()"),
-        (VOICES, {"tts.espeak", "tts.openai_http", "tts.deepgram"}, "tts.espeak()"),
+        (STTS, {"stt.whisper", "stt.vosk", "stt.sphinx"}, "stt.whisper()"),
+        (STTS, {"stt.vosk", "stt.sphinx"}, "stt.vosk()"),
+        (STTS, {"stt.sphinx", "stt.openai_http", "stt.deepgram"}, "stt.sphinx()"),
+        (TTSS, {"tts.kokoro", "tts.piper", "tts.espeak"}, "tts.kokoro()"),
+        (TTSS, {"tts.piper", "tts.espeak"}, "tts.piper()"),
+        (TTSS, {"tts.espeak", "tts.openai_http", "tts.deepgram"}, "tts.espeak()"),
     ],
 )
 def test_the_best_that_is_installed_is_taken_and_named(
-    installed: set[str], caplog: pytest.LogCaptureFixture, kind: Kind[Any], there: set[str], best: str
+    installed: set[str], caplog: pytest.LogCaptureFixture, kind: PartRegistry[Any], there: set[str], best: str
 ) -> None:
     installed |= there
     with caplog.at_level("INFO"):
@@ -176,14 +176,14 @@ def test_the_best_that_is_installed_is_taken_and_named(
 def test_an_address_makes_its_server_the_best(installed: set[str]) -> None:
     installed |= {"stt.openai_http", "tts.openai_http", "stt.whisper", "tts.kokoro", "stt.sphinx", "tts.espeak"}
     settings = Settings(whisper_url="http://w", tts_api_url="http://t")
-    assert TRANSCRIBERS.choose("", settings).name == "stt.openai_http()"
-    assert VOICES.choose("", settings).name == "tts.openai_http()"
+    assert STTS.choose("", settings).name == "stt.openai_http()"
+    assert TTSS.choose("", settings).name == "tts.openai_http()"
 
 
 def test_several_are_a_chain_in_that_order(installed: set[str]) -> None:
     installed |= {"stt.whisper", "stt.deepgram", "tts.deepgram", "stt.sphinx"}
-    chain = TRANSCRIBERS.choose("whisper:small, deepgram,sphinx", Settings())
-    assert isinstance(chain, TranscriberChain)
+    chain = STTS.choose("whisper:small, deepgram,sphinx", Settings())
+    assert isinstance(chain, STTChain)
     assert named(chain) == ["stt.whisper(small)", "stt.deepgram()", "stt.sphinx()"]
 
 
@@ -199,21 +199,21 @@ def test_the_cloud_stands_in_where_it_may_and_then_what_is_built_in(installed: s
         "llm.llama_cpp",
     }
     settings = Settings(enable_cloud_fallback=True, model="tiny.gguf")
-    heard, spoken = TRANSCRIBERS.choose("", settings), VOICES.choose("kokoro", settings)
+    heard, spoken = STTS.choose("", settings), TTSS.choose("kokoro", settings)
     assert named(heard) == ["stt.whisper()", "stt.deepgram()", "stt.sphinx()"]
     assert named(spoken) == ["tts.kokoro()", "tts.deepgram()", "tts.espeak()"]
-    assert isinstance(spoken, VoiceChain)
+    assert isinstance(spoken, TTSChain)
     engine = load(settings)
     assert isinstance(engine, Cascade)
-    assert named(engine.chat) == ["llm.llama_cpp(tiny.gguf)", "llm.openai_http()", "llm.llama_cpp()"]
-    assert named(TRANSCRIBERS.choose("whisper", Settings(enable_cloud_fallback=False))) == ["stt.whisper()"]
+    assert named(engine.llm) == ["llm.llama_cpp(tiny.gguf)", "llm.openai_http()", "llm.llama_cpp()"]
+    assert named(STTS.choose("whisper", Settings(enable_cloud_fallback=False))) == ["stt.whisper()"]
 
 
 def test_only_who_has_a_key_stands_in() -> None:
     settings = Settings(enable_cloud_fallback=True, deepgram_api_key=KEY, deepseek_api_key=KEY, stt="sphinx")
-    assert named(TRANSCRIBERS.choose("sphinx", settings)) == ["pocketsphinx", "nova-3 at api.deepgram.com"]
-    chats: list[Chat] = [CHATS.make("echo", settings)]
-    assert named(CHATS.chained(chats, settings, ["echo"])) == ["EchoSight demo", "deepseek-chat at api.deepseek.com"]
+    assert named(STTS.choose("sphinx", settings)) == ["pocketsphinx", "nova-3 at api.deepgram.com"]
+    chats: list[LLM] = [LLMS.make("echo", settings)]
+    assert named(LLMS.chained(chats, settings, ["echo"])) == ["EchoSight demo", "deepseek-chat at api.deepseek.com"]
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def wrong(**given: Any) -> Callable[[], Settings]:
         (wrong(model="./nowhere"), r"There is no folder \./nowhere; --model takes a folder, a \.gguf file"),
         (wrong(model="nonsense"), "There is no folder nonsense"),
         (wrong(model="empty"), "empty holds no readable config.json, so it is no model folder"),
-        (wrong(model="notes.txt"), r"notes\.txt is no model: --model takes a folder"),
+        (wrong(model="notes.txt"), r"notes\.txt is no model; --model takes a folder"),
         (wrong(model="none.gguf"), r"There is no file none\.gguf"),
         (wrong(model="http://"), "http:// is no address; give one such as http://localhost:8000/v1"),
         (wrong(model="deepseek"), "set DEEPSEEK_API_KEY"),
@@ -267,7 +267,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", fail)
     with pytest.raises(SetupError, match="--stt vosk needs the package vosk: uv pip install vosk"):
-        TRANSCRIBERS.make("vosk", Settings())
+        STTS.make("vosk", Settings())
 
 
 def test_the_program_ends_at_once(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_the_program_ends_at_once(tmp_path: Path) -> None:
 async def test_it_tells_what_is_loading() -> None:
     gate = asyncio.Event()
 
-    class Slow(EchoChat):
+    class Slow(EchoLLM):
         name = "slow"
 
         async def start(self) -> None:
             await gate.wait()
             await super().start()
 
-    class Quick(EchoChat):
+    class Quick(EchoLLM):
         name = "quick"
 
     quick: Any = Quick()

@@ -14,7 +14,7 @@ import websockets
 
 from echosight.audio.formats import decode_audio, wav_bytes
 from echosight.audio.resampling import resample
-from echosight.media import HEARD_HZ, AudioChunk
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 
 Record = dict[str, Any]
 
@@ -40,12 +40,12 @@ def typed(text: str) -> Record:
     return {"type": "text", "text": text}
 
 
-def silence(seconds: float, rate: int = HEARD_HZ) -> AudioChunk:
+def silence(seconds: float, rate: int = INPUT_SAMPLE_RATE) -> AudioChunk:
     return AudioChunk(bytes(2 * int(seconds * rate)), rate)
 
 
 def joined(*chunks: AudioChunk) -> AudioChunk:
-    return AudioChunk(b"".join(resample(c, HEARD_HZ).pcm for c in chunks))
+    return AudioChunk(b"".join(resample(c, INPUT_SAMPLE_RATE).pcm for c in chunks))
 
 
 def pieces(chunk: AudioChunk, seconds: float) -> Iterator[AudioChunk]:
@@ -54,14 +54,14 @@ def pieces(chunk: AudioChunk, seconds: float) -> Iterator[AudioChunk]:
         yield AudioChunk(chunk.pcm[at : at + size], chunk.rate)
 
 
-class Caller:
+class Client:
     """One uid at one server."""
 
     def __init__(self, url: str, uid: str = "me", token: str | None = None) -> None:
         headers = {"uid": uid} | ({"Authorization": f"Bearer {token}"} if token else {})
         self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30)
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,10 +90,10 @@ class Caller:
             assert response.headers["content-type"].startswith("text/event-stream")
             yield _records(response)
 
-    async def ask(self, *content: Record) -> Answer:
+    async def ask(self, *content: Record) -> Response:
         """A whole turn in one request."""
         async with self.answer(body(*content) if content else NOTHING) as records:
-            return Answer([record async for record in records])
+            return Response([record async for record in records])
 
 
 async def _records(response: httpx.Response) -> AsyncGenerator[Record]:
@@ -102,7 +102,7 @@ async def _records(response: httpx.Response) -> AsyncGenerator[Record]:
             yield orjson.loads(line.removeprefix("data:"))
 
 
-class Answer:
+class Response:
     """The records of one answer."""
 
     def __init__(self, records: list[Record]) -> None:

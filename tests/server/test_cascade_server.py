@@ -16,7 +16,7 @@ from echosight.media import AudioChunk
 from tests.conftest import Flite
 from tests.engines.llm.llama.programs import KINDS, llama
 from tests.engines.upstream import Handler, Reply, Request, Server, answer, finished, sse, text, upstream
-from tests.server.echosight_client import Caller, silence, sound, typed
+from tests.server.echosight_client import Client, silence, sound, typed
 from tests.server.serving import Serve
 from tests.server.serving import Server as Served
 
@@ -65,7 +65,7 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
     addresses = {"WHISPER_URL": url, "TTS_API_URL": url}
     served = await asyncio.to_thread(serve, *flags, **addresses, DEFAULT_TTS_INSTRUCTIONS="Speak calmly.")
     spoken = flite("open the window")
-    async with Caller(served.url) as me:
+    async with Client(served.url) as me:
         whole = await me.ask(sound(spoken))
         await me.say(AudioChunk(spoken.pcm + silence(1.0).pcm, spoken.rate))
         live = await me.ask()
@@ -92,7 +92,7 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
 async def test_the_prompt_is_read_while_the_user_speaks(parts: Server, serve: Serve, flite: Flite) -> None:
     flags = ("--model", f"{parts.url}/v1", *BUILT_IN, "--system-prompt", "Be brief.")
     served = await asyncio.to_thread(serve, *flags)
-    async with Caller(served.url) as me:
+    async with Client(served.url) as me:
         await me.say(AudioChunk(flite("open the window").pcm + silence(1.0).pcm))
         assert (await me.ask()).end == "stop"
     first, *_, last = (request.json for request in parts.asked(CHAT))
@@ -106,11 +106,11 @@ async def test_another_answers_where_one_cannot(parts: Server, serve: Serve) -> 
         broken.on(CHAT, answer({"error": {"message": "out of memory"}}, 400))
         broken.on("/v1/models", answer({"data": [{"id": "broken"}]}))
         served = await asyncio.to_thread(serve, "--model", f"{broken.url}/v1,{parts.url}/v1", *BUILT_IN)
-        async with Caller(served.url) as me:
+        async with Client(served.url) as me:
             for _ in range(2):
                 assert (await me.ask(typed("Open the window."))).text.split() == REPLY.split()
         assert len(broken.asked(CHAT)) == 1
-        assert f"broken at 127.0.0.1:{broken.port} failed (Refused); the next in line takes over" in served.log
+        assert f"broken at 127.0.0.1:{broken.port} failed (PermanentError); the next in line takes over" in served.log
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +118,7 @@ async def test_a_killed_llama_is_back_for_the_next_turn(serve: Serve, tmp_path: 
     program, model = llama(kind, tmp_path)
     flags = ("--model", model, *BUILT_IN, "--context-size", "256")
     served = await asyncio.to_thread(serve, *flags, LLAMA_EXE_PATH=program)
-    async with Caller(served.url) as me:
+    async with Client(served.url) as me:
         assert (await me.ask(typed("Hello"))).text
         (first,) = named(served, model)
         os.kill(first, signal.SIGKILL)

@@ -18,7 +18,7 @@ from echosight.audio.resampling import resample
 from echosight.media import AudioChunk
 from tests.conftest import Flite
 from tests.server.echosight_client import (
-    Caller,
+    Client,
     Record,
     body,
     joined,
@@ -48,7 +48,7 @@ def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -
 
 
 async def test_one_shot(server: Server, spoken: AudioChunk) -> None:
-    async with Caller(server.url, "one-shot") as me:
+    async with Client(server.url, "one-shot") as me:
         answer = await me.ask(sound(spoken))
     first = answer.records[0]
     assert first["id"] == "one-shot"
@@ -72,7 +72,7 @@ async def test_one_shot(server: Server, spoken: AudioChunk) -> None:
 
 @pytest.mark.parametrize("path", ["/completions", "/api/v1/completions"])
 async def test_both_spellings_of_a_path(server: Server, path: str) -> None:
-    async with Caller(server.url, "paths") as me:
+    async with Client(server.url, "paths") as me:
         response = await me.http.post(path, json=body(typed("hello")))
     assert response.status_code == 200
     assert "<end>" in response.text
@@ -88,7 +88,7 @@ async def test_live_at_any_rate_piece_length_and_channel_count(
     chunk = resample(joined(silence(0.3), flite("good morning"), silence(0.8)), rate)
     samples = np.frombuffer(chunk.pcm, np.int16)
     uid = f"live-{rate}"
-    async with Caller(server.url, uid) as me, me.answer() as records:
+    async with Client(server.url, uid) as me, me.answer() as records:
         size = int(rate * piece_s)
         for at in range(0, len(samples), size):
             wav = io.BytesIO()
@@ -103,7 +103,7 @@ async def test_live_at_any_rate_piece_length_and_channel_count(
 
 
 async def test_stream_says_when_the_turn_is_over(server: Server, spoken: AudioChunk) -> None:
-    async with Caller(server.url, "reasons") as me:
+    async with Client(server.url, "reasons") as me:
         reasons = await me.say(spoken)
         assert reasons[0] == "done"
         assert reasons[-1] == "skip"
@@ -111,7 +111,7 @@ async def test_stream_says_when_the_turn_is_over(server: Server, spoken: AudioCh
 
 
 async def test_an_answer_remembers_the_turn_before(server: Server, spoken: AudioChunk) -> None:
-    async with Caller(server.url, "memory") as me:
+    async with Client(server.url, "memory") as me:
         await me.ask(typed("my name is Ada"))
         answer = await me.ask(sound(spoken))
     assert "Ada" in answer.text
@@ -194,7 +194,7 @@ async def test_a_picture_shows_in_the_answer(server: Server, spelling: str) -> N
         if spelling == "image_url"
         else {"type": spelling, spelling: {"data": data, "type": 2}}
     )
-    async with Caller(server.url, f"picture-{spelling}") as me:
+    async with Client(server.url, f"picture-{spelling}") as me:
         answer = await me.ask(typed("what do you see"), item)
     assert "64" in answer.text
     assert "48" in answer.text
@@ -203,7 +203,7 @@ async def test_a_picture_shows_in_the_answer(server: Server, spelling: str) -> N
 
 async def test_a_live_picture_belongs_to_its_turn(server: Server, spoken: AudioChunk) -> None:
     frame = {"type": "image_data", "image_data": {"data": picture("blue"), "type": 2}}
-    async with Caller(server.url, "live-picture") as me, me.answer() as records:
+    async with Client(server.url, "live-picture") as me, me.answer() as records:
         await me.post("/stream", body(sound(spoken), frame))
         text = "".join([r["choices"][0]["text"] async for r in records])
     assert "blue" in text
@@ -211,8 +211,8 @@ async def test_a_live_picture_belongs_to_its_turn(server: Server, spoken: AudioC
 
 async def test_stop_stops_the_own_answer_and_no_other(server: Server) -> None:
     async with (
-        Caller(server.url, "victim") as victim,
-        Caller(server.url, "stranger") as stranger,
+        Client(server.url, "victim") as victim,
+        Client(server.url, "stranger") as stranger,
         subscribed(server.ws, "victim") as socket,
     ):
         await socket.send(orjson.dumps(body(typed("count slowly to a very high number please"))).decode())
@@ -247,11 +247,11 @@ async def test_two_users_never_hear_each_other(server: Server, flite: Flite) -> 
 
 async def test_options_belong_to_their_caller(server: Server) -> None:
     options = {"hd_video": True, "use_audio_prompt": 0, "vad_threshold": 1.0, "assistant_prompt": "Be kind."}
-    async with Caller(server.url, "options") as me:
+    async with Client(server.url, "options") as me:
         answer = await me.post("/init_options", body({"type": "options", "options": options}))
     assert answer["choices"]["finish_reason"] == "done"
     assert answer["choices"]["content"]
-    async with Caller(server.url, "options") as me:
+    async with Client(server.url, "options") as me:
         for wrong in (
             {"vad_threshold": 7},
             {"vad_threshold": True},
@@ -266,20 +266,20 @@ async def test_options_belong_to_their_caller(server: Server) -> None:
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
 async def test_every_threshold_finds_the_turn(server: Server, spoken: AudioChunk, threshold: float) -> None:
-    async with Caller(server.url, f"threshold-{threshold}") as me:
+    async with Client(server.url, f"threshold-{threshold}") as me:
         await me.post("/init_options", body({"type": "options", "options": {"vad_threshold": threshold}}))
         assert (await me.say(spoken))[-1] == "skip"
 
 
 async def test_a_second_reader_is_refused(server: Server) -> None:
-    async with Caller(server.url, "twice") as me, me.answer():
+    async with Client(server.url, "twice") as me, me.answer():
         refused = await me.http.post("/completions", json=body({"type": "none"}))
         assert refused.status_code == 409
 
 
 async def test_who_comes_back_at_once_is_let_in(server: Server) -> None:
     """Though the server may not have noticed yet that the stream before is closed."""
-    async with Caller(server.url, "restless") as me:
+    async with Client(server.url, "restless") as me:
         for _ in range(10):
             async with me.answer():
                 pass
@@ -287,7 +287,7 @@ async def test_who_comes_back_at_once_is_let_in(server: Server) -> None:
 
 
 async def test_the_client_closing_the_stream_stops_the_model(server: Server) -> None:
-    async with Caller(server.url, "leaver") as me:
+    async with Client(server.url, "leaver") as me:
         await me.say(silence(0.1))
         async with me.answer(body(typed("say something long, and then some more of it, please"))) as records:
             await anext(records)
@@ -318,14 +318,14 @@ async def test_mistakes_are_named(server: Server) -> None:
 
 async def test_a_turn_of_nothing_is_refused(server: Server) -> None:
     """It would wait for live speech, and who recorded nothing by mistake with it."""
-    async with Caller(server.url, "hollow") as me:
+    async with Client(server.url, "hollow") as me:
         for hollow in (sound(silence(0)), raw_sound(silence(0)), typed("")):
             refused = await me.http.post("/completions", json=body(hollow))
             assert (refused.status_code, refused.json()["code"]) == (400, "empty_turn")
 
 
 async def test_nothing_of_a_refused_request_is_kept(server: Server, spoken: AudioChunk) -> None:
-    async with Caller(server.url, "refused") as me:
+    async with Client(server.url, "refused") as me:
         refused = await me.http.post("/stream", json=body(sound(spoken), {"type": "dance"}))
         assert refused.status_code == 400
         assert (await me.say(silence(0.8)))[-1] == "done", "its speech was heard all the same"
@@ -333,7 +333,7 @@ async def test_nothing_of_a_refused_request_is_kept(server: Server, spoken: Audi
 
 async def test_feedback_is_data(serve: Serve, tmp_path: Path) -> None:
     server = serve()
-    async with Caller(server.url, "critic") as me:
+    async with Client(server.url, "critic") as me:
         given = {"response_id": "../../etc/passwd", "rating": "like", "comment": "good"}
         await me.post("/feedback", given)
         for wrong in ({}, {"response_id": "1", "rating": "great"}, {"response_id": 1, "rating": "like"}):
@@ -345,7 +345,7 @@ async def test_feedback_is_data(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_health_and_metrics(server: Server) -> None:
-    async with Caller(server.url, "metrics") as me:
+    async with Client(server.url, "metrics") as me:
         await me.ask(typed("hello"))
         health = (await me.http.get("/api/v1/health")).json()
         figures = (await me.http.get("/metrics")).text

@@ -27,7 +27,7 @@ from echosight.audio.formats import decode_audio
 from echosight.media import AudioChunk
 from tests.conftest import Flite
 from tests.server.echosight_client import (
-    Caller,
+    Client,
     Record,
     body,
     joined,
@@ -129,7 +129,7 @@ async def test_a_killed_server_leaves_no_child_behind(serve: Serve) -> None:
 
 async def test_a_server_that_ends_tells_its_readers(serve: Serve) -> None:
     server = serve()
-    async with Caller(server.url, "reader") as me, me.answer(body(typed("say it all once more " * 200))) as records:
+    async with Client(server.url, "reader") as me, me.answer(body(typed("say it all once more " * 200))) as records:
         await anext(records)
         server.process.send_signal(signal.SIGTERM)
         *_, last = [record async for record in records]
@@ -148,7 +148,7 @@ def test_a_taken_port_is_one_clear_sentence(server: Server) -> None:
 
 async def test_a_full_engine_says_when_to_come_back(serve: Serve) -> None:
     server = serve("--max-sessions", "1")
-    async with subscribed(server.ws, "first"), Caller(server.url, "second") as second:
+    async with subscribed(server.ws, "first"), Client(server.url, "second") as second:
         refused = await second.http.post("/completions", json=body(typed("hello")))
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) > 0
@@ -173,9 +173,9 @@ async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
         assert (await http.get("/redoc")).status_code == 404
         assert "/openapi.json?token=red" in (await http.get("/docs?token=red")).text
     for token in ("red", "blue"):
-        async with Caller(server.url, "me", token) as me:
+        async with Client(server.url, "me", token) as me:
             await me.ask(typed(f"my secret is {token}"))
-    async with Caller(server.url, "me", "red") as me:
+    async with Client(server.url, "me", "red") as me:
         assert "blue" not in (await me.ask(typed("hello"))).text, "one uid under two tokens is two callers"
     with pytest.raises(websockets.InvalidStatus) as refused:
         await websockets.connect(f"{server.ws}/ws/stream?uid=me&token=green")
@@ -260,7 +260,7 @@ async def test_too_much_is_refused_with_413(serve: Serve) -> None:
     bomb = io.BytesIO()
     Image.new("1", (20_000, 2_000)).save(bomb, "PNG")
     picture = {"type": "image", "image": {"data": base64.b64encode(bomb.getvalue()).decode()}}
-    async with Caller(server.url, "greedy") as me:
+    async with Client(server.url, "greedy") as me:
         for given_body in (body(typed("x" * 300_000)), body(picture), body(sound(silence(3)))):
             refused = await me.http.post("/stream", json=given_body)
             assert refused.status_code == 413, refused.text
@@ -286,7 +286,7 @@ async def test_recording_keeps_what_was_said_and_heard(serve: Serve, flite: Flit
     assert decode_audio((folder / "in.wav").read_bytes()).seconds == pytest.approx(spoken.seconds, abs=0.03)
     assert decode_audio((folder / "out.wav").read_bytes()).seconds > 1
     events = [orjson.loads(line)["event"] for line in (folder / "events.jsonl").read_bytes().splitlines()]
-    assert {"Audio", "SpeechStarted", "Heard", "TurnStarted", "TurnEnded"} <= set(events)
+    assert {"Audio", "SpeechStarted", "TranscriptUpdated", "ResponseStarted", "ResponseEnded"} <= set(events)
 
 
 async def heard(server: Server, uid: str, recording: AudioChunk, speed: float | None) -> list[Any]:

@@ -14,7 +14,7 @@ from echosight.errors import EchoSightError, InputError
 from echosight.server import manager as module
 from echosight.server.manager import StreamManager
 from echosight.server.metrics import Metrics
-from echosight.server.recording import Journal
+from echosight.server.recording import Recorder
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
 
@@ -28,7 +28,7 @@ async def manager(tmp_path: Path) -> AsyncGenerator[StreamManager]:
 
 
 def made(folder: Path, settings: Settings) -> StreamManager:
-    return StreamManager(FakeEngine(), settings, BatchedVad(), Metrics("0", "fake"), Journal(folder))
+    return StreamManager(FakeEngine(), settings, BatchedVad(), Metrics("0", "fake"), Recorder(folder))
 
 
 async def enter(stack: AsyncExitStack, manager: StreamManager) -> None:

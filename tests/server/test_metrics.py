@@ -3,7 +3,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from echosight.errors import EngineFull
-from echosight.events import Failure, Text, TurnEnded, Waterfall
+from echosight.events import ErrorRaised, ResponseEnded, Text, Waterfall
 from echosight.server.metrics import Metrics
 
 
@@ -19,9 +19,9 @@ def figures(metrics: Metrics) -> dict[str, float]:
 
 def test_turns_by_outcome_and_stage() -> None:
     metrics = Metrics("1.2.3", "echo")
-    metrics.turn_ended(TurnEnded("a", "completed", waterfall=Waterfall(endpoint=400, first_byte=460)))
-    metrics.turn_ended(TurnEnded("b", "completed", waterfall=Waterfall(endpoint=200)))
-    metrics.turn_ended(TurnEnded("c", "cancelled"))
+    metrics.turn_ended(ResponseEnded("a", "completed", waterfall=Waterfall(endpoint=400, first_byte=460)))
+    metrics.turn_ended(ResponseEnded("b", "completed", waterfall=Waterfall(endpoint=200)))
+    metrics.turn_ended(ResponseEnded("c", "cancelled"))
     seen = figures(metrics)
     assert seen["echosight_turns_total,outcome=completed"] == 2
     assert seen["echosight_turns_total,outcome=cancelled"] == 1
@@ -43,7 +43,7 @@ def test_sessions_are_counted_when_somebody_looks() -> None:
 def test_inputs_failures_and_build() -> None:
     metrics = Metrics("1.2.3", "echo")
     metrics.input(Text("secret words"))
-    metrics.failure(Failure("invalid_audio", "no"))
+    metrics.failure(ErrorRaised("invalid_audio", "no"))
     metrics.failure(EngineFull())
     seen = figures(metrics)
     assert seen["echosight_inputs_total,kind=Text"] == 1
@@ -55,5 +55,5 @@ def test_inputs_failures_and_build() -> None:
 
 def test_servers_in_one_process_do_not_share() -> None:
     one, other = Metrics("1", "a"), Metrics("1", "b")
-    one.turn_ended(TurnEnded("t", "failed"))
+    one.turn_ended(ResponseEnded("t", "failed"))
     assert "echosight_turns_total,outcome=failed" not in figures(other)

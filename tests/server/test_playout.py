@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from echosight.routes.playout import FRAME_SAMPLES, Loudspeaker
+from echosight.routes.playout import FRAME_SAMPLES, PlayoutBuffer
 
 FRAME = 2 * FRAME_SAMPLES
 
 
-class Heard:
+class TranscriptUpdated:
     """A loudspeaker and what it told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
         self.played: list[tuple[str, float]] = []
-        self.speaker = Loudspeaker(
+        self.speaker = PlayoutBuffer(
             lambda what, turn: self.told.append((what, turn)), lambda turn, ms: self.played.append((turn, ms))
         )
 
@@ -28,7 +28,7 @@ class Heard:
 
 
 def test_answers_do_not_cut_into_each_other() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     for _ in range(3):
         h.say("a", 1)
         h.say("b", 1)
@@ -42,7 +42,7 @@ def test_answers_do_not_cut_into_each_other() -> None:
 
 
 def test_a_frame_is_filled_with_the_next_answer() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     h.say("a", 0.5)
     h.say("b", 0.5)
     h.speaker.end("a")
@@ -50,7 +50,7 @@ def test_a_frame_is_filled_with_the_next_answer() -> None:
 
 
 def test_one_is_cleared_and_the_others_are_played() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     h.say("a", 3)
     h.say("b", 2)
     h.say("c", 1)
@@ -64,7 +64,7 @@ def test_one_is_cleared_and_the_others_are_played() -> None:
 
 
 def test_an_answer_that_never_spoke_leaves_nothing() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     h.speaker.end("silent")
     h.say("a", 1)
     assert h.frames(1) == "a"
@@ -72,7 +72,7 @@ def test_an_answer_that_never_spoke_leaves_nothing() -> None:
 
 
 def test_it_says_how_much_was_played() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     h.say("a", 1.5)
     h.say("b", 1)
     h.speaker.end("a")
@@ -81,7 +81,7 @@ def test_it_says_how_much_was_played() -> None:
 
 
 def test_what_was_cleared_stays_silent_though_it_is_still_being_made() -> None:
-    h = Heard()
+    h = TranscriptUpdated()
     h.say("a", 2)
     assert h.frames(1) == "a"
     h.speaker.clear()

@@ -15,7 +15,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from echosight.audio.resampling import resample
-from echosight.routes.client_secrets import Secrets
+from echosight.routes.client_secrets import ClientSecretStore
 from tests.conftest import Flite
 from tests.server.serving import Serve, Server, running
 
@@ -145,7 +145,7 @@ async def test_ephemeral_keys(guarded: Server) -> None:
 
 def test_a_key_works_until_it_expires() -> None:
     now = 1_000.0
-    secrets = Secrets(lambda: now)
+    secrets = ClientSecretStore(lambda: now)
     made = secrets.issue(10, {"type": "realtime"})
     assert made.expires_at == 1_010
     now = 1_009.9

@@ -21,22 +21,22 @@ from echosight.events import (
     Audio,
     Image,
     ItemDone,
+    ResponseEnded,
+    ResponseStarted,
     SpeechDelta,
     Text,
-    TurnEnded,
-    TurnStarted,
     Waterfall,
 )
 from echosight.media import AudioChunk, ImageFrame, Word
 from echosight.options import GenerateOptions
 from echosight.server import recording as journal_module
-from echosight.server.recording import Journal, Recording, folder_name, plain
+from echosight.server.recording import Recorder, SessionRecording, folder_name, plain
 
 LOUD = b"\x10\x20" * 320
 FRAME = ImageFrame(b"\xff\xd8 a picture", "image/jpeg", 4, 3)
 
 
-def begin(journal: Journal, session_id: str = "me") -> Recording:
+def begin(journal: Recorder, session_id: str = "me") -> SessionRecording:
     recording = journal.open(session_id)
     assert recording is not None
     return recording
@@ -51,14 +51,14 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 async def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "32550")
+    journal = Recorder(tmp_path / "32550")
     assert journal.open("me") is None
     await journal.close()
     assert names(tmp_path) == []
 
 
 async def test_a_session_on_disk(tmp_path: Path) -> None:
-    recording = begin(Journal(tmp_path, record=True))
+    recording = begin(Recorder(tmp_path, record=True))
     recording.write(Audio(AudioChunk(LOUD)))
     recording.write(Image(FRAME))
     recording.write(Text("grüß"))
@@ -76,12 +76,12 @@ async def test_a_session_on_disk(tmp_path: Path) -> None:
     assert events[0]["chunk"] == {"pcm": {"bytes": 640}, "rate": 16_000}
     assert events[1]["file"] == "image-0001.jpeg"
     assert events[2]["text"] == "grüß"
-    assert events[3]["words"] == [{"start_ms": 0, "end": 2}]
+    assert events[3]["words"] == [{"start_ms": 0, "text_end": 2}]
     assert events[5]["item"]["parts"][0]["pcm"] == {"bytes": 640}
 
 
 async def test_a_turn_in_one_piece_is_kept_with_its_sound_and_pictures(tmp_path: Path) -> None:
-    recording = begin(Journal(tmp_path, record=True))
+    recording = begin(Recorder(tmp_path, record=True))
     recording.write(Image(FRAME))
     recording.write(AddItem(Item("user", (AudioPart(LOUD), ImagePart(FRAME), ImagePart(FRAME)))))
     await recording.close()
@@ -92,19 +92,19 @@ async def test_a_turn_in_one_piece_is_kept_with_its_sound_and_pictures(tmp_path:
 
 
 async def test_the_speech_of_an_answer_out_of_band_does_not_cut_into_the_conversation(tmp_path: Path) -> None:
-    recording = begin(Journal(tmp_path, record=True))
-    recording.write(TurnStarted("a", GenerateOptions(), conversation=False))
-    recording.write(TurnStarted("t", GenerateOptions()))
+    recording = begin(Recorder(tmp_path, record=True))
+    recording.write(ResponseStarted("a", GenerateOptions(), conversation=False))
+    recording.write(ResponseStarted("t", GenerateOptions()))
     for turn in ("t", "a", "t"):
         recording.write(SpeechDelta(turn, f"item of {turn}", AudioChunk(LOUD, 24_000)))
-    recording.write(TurnEnded("a", "completed"))
+    recording.write(ResponseEnded("a", "completed"))
     await recording.close()
     assert decode_audio((recording.folder / "out.wav").read_bytes()) == AudioChunk(LOUD * 2, 24_000)
     assert len(lines(recording.folder / "events.jsonl")) == 6
 
 
 async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:
-    recording = begin(Journal(tmp_path, record=True))
+    recording = begin(Recorder(tmp_path, record=True))
     recording.write(Audio(AudioChunk(bytes(32_000), 16_000)))
     recording.write(Audio(AudioChunk(bytes(96_000), 48_000)))
     await recording.close()
@@ -114,16 +114,16 @@ async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:
 
 
 async def test_a_waterfall_is_written_as_it_was(tmp_path: Path) -> None:
-    recording = begin(Journal(tmp_path, record=True))
+    recording = begin(Recorder(tmp_path, record=True))
     waterfall = Waterfall(endpoint=1.5)
-    recording.write(TurnEnded("t", "completed", waterfall=waterfall))
+    recording.write(ResponseEnded("t", "completed", waterfall=waterfall))
     waterfall.endpoint = 99
     await recording.close()
     assert lines(recording.folder / "events.jsonl")[0]["waterfall"]["endpoint"] == 1.5
 
 
 async def test_closing_the_journal_closes_every_recording(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, record=True)
+    journal = Recorder(tmp_path, record=True)
     for name in "abc":
         begin(journal, name).write(Text(name))
     await journal.close()
@@ -141,7 +141,7 @@ def test_a_session_id_is_never_a_path(session_id: str) -> None:
 
 
 async def test_a_session_id_that_looks_like_a_path_stays_inside(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "a" / "b", record=True)
+    journal = Recorder(tmp_path / "a" / "b", record=True)
     for session_id in ("../../evil", "/etc/passwd", "", "..", "same", "same"):
         begin(journal, session_id).write(Text("x"))
     await journal.close()
@@ -159,13 +159,13 @@ async def test_old_and_too_many_recordings_go(tmp_path: Path) -> None:
 
     ancient, old, recent = earlier("ancient", 1000, 1), earlier("old", 50, 6000), earlier("recent", 10, 6000)
     (tmp_path / "feedback.jsonl").write_text("{}\n")
-    await Journal(tmp_path, max_bytes=10_000, max_age_s=500).prune()
+    await Recorder(tmp_path, max_bytes=10_000, max_age_s=500).prune()
     assert [folder.exists() for folder in (ancient, old, recent)] == [False, False, True]
     assert (tmp_path / "feedback.jsonl").exists()
 
 
 async def test_a_recording_under_way_is_not_deleted_but_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(tmp_path, record=True, max_bytes=5_000, max_age_s=0.0001)
+    journal = Recorder(tmp_path, record=True, max_bytes=5_000, max_age_s=0.0001)
     recording = begin(journal)
     for _ in range(20):
         recording.write(Audio(AudioChunk(LOUD)))
@@ -179,15 +179,15 @@ async def test_a_recording_under_way_is_not_deleted_but_stops(tmp_path: Path, ca
 async def test_a_slow_disk_loses_events_and_never_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate, prune = asyncio.Event(), Journal.prune
+    gate, prune = asyncio.Event(), Recorder.prune
 
-    async def stuck(self: Journal) -> None:
+    async def stuck(self: Recorder) -> None:
         await gate.wait()
         await prune(self)
 
-    monkeypatch.setattr(Journal, "prune", stuck)
+    monkeypatch.setattr(Recorder, "prune", stuck)
     monkeypatch.setattr(journal_module, "_MAX_PENDING", 2_000)
-    recording = begin(Journal(tmp_path, record=True))
+    recording = begin(Recorder(tmp_path, record=True))
     for _ in range(10):
         recording.write(Audio(AudioChunk(LOUD)))
     assert recording.dropped > 0
@@ -200,7 +200,7 @@ async def test_a_slow_disk_loses_events_and_never_waits(
 
 async def test_a_broken_disk_does_not_break_the_session(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
-    recording = begin(Journal(tmp_path / "file", record=True))
+    recording = begin(Recorder(tmp_path / "file", record=True))
     recording.write(Text("x"))
     await recording.close()
     recording.write(Text("y"))
@@ -209,7 +209,7 @@ async def test_a_broken_disk_does_not_break_the_session(tmp_path: Path, caplog: 
 
 
 async def test_feedback_is_one_line_each(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "32550")
+    journal = Recorder(tmp_path / "32550")
     records: list[Mapping[str, Any]] = [{"response_id": f"../{n}", "comment": "a\nb"} for n in range(20)]
     await asyncio.gather(*map(journal.feedback, records))
     assert lines(tmp_path / "32550" / "feedback.jsonl") == records
@@ -217,7 +217,7 @@ async def test_feedback_is_one_line_each(tmp_path: Path) -> None:
 
 
 async def test_feedback_that_is_no_feedback(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = Recorder(tmp_path)
     for record, status in (({"x": object()}, 400), ({"x": "y" * 70_000}, 413)):
         with pytest.raises(InputError) as refused:
             await journal.feedback(record)

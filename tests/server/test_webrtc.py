@@ -48,7 +48,7 @@ class Microphone(aiortc.MediaStreamTrack):  # type: ignore[misc, name-defined, u
         return frame
 
 
-class Caller:
+class Client:
     """A browser's side of a call."""
 
     def __init__(self, peer: Any) -> None:
@@ -91,10 +91,10 @@ async def call(
     path: str = "/v1/realtime/calls",
     key: str = "",
     opened: str = "session.created",
-) -> AsyncGenerator[Caller]:
+) -> AsyncGenerator[Client]:
     """A call that was answered; with `session`, offered as a form."""
     peer = aiortc.RTCPeerConnection()
-    caller = Caller(peer)
+    caller = Client(peer)
     try:
         await peer.setLocalDescription(await peer.createOffer())
         offer = peer.localDescription.sdp

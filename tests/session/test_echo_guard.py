@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from echosight.conversation import AudioPart, Item
 from echosight.engines.stub import FakeEngine, words
-from echosight.events import ItemRemoved, SpeechDelta, TurnEnded
+from echosight.events import ItemRemoved, ResponseEnded, SpeechDelta
 from echosight.media import Word
 from echosight.session.echo_guard import EchoGuard, repeats
-from echosight.session.playback import Ledger
+from echosight.session.playback import PlaybackTracker
 from tests.rig import bench, loud, quiet
 
 ANSWER = "Would you like a cup of tea or rather some coffee"
@@ -55,9 +55,9 @@ def test_everything_repeats_itself_and_nothing_repeats_silence(chosen: list[str]
     assert not repeats(text, "")
 
 
-def playing(at_ms: int) -> Ledger:
+def playing(at_ms: int) -> PlaybackTracker:
     """The answer, all of it sent, `at_ms` of it played."""
-    ledger = Ledger(ANSWER, TIMES, spoken_ms=3300)
+    ledger = PlaybackTracker(ANSWER, TIMES, spoken_ms=3300)
     ledger.complete = True
     ledger.sent_speech(3300, 0)
     ledger.played(at_ms)
@@ -111,7 +111,7 @@ async def test_a_session_does_not_answer_its_echo(said: str, outcome: str) -> No
         assert ended.reason == ("echo" if echo else None)
         assert len(b.of(ItemRemoved)) == echo
         assert len([item for item in b.session.conversation if item.role == "user"]) == (1 if echo else 2)
-        assert [event for event in b.of(SpeechDelta) if event.turn == ended.turn] == [] or not echo
-        assert len(b.of(TurnEnded)) == 2
+        assert [event for event in b.of(SpeechDelta) if event.response_id == ended.response_id] == [] or not echo
+        assert len(b.of(ResponseEnded)) == 2
         await b.feed(quiet(320), loud(640), quiet(640))  # and the talk goes on
         assert (await b.turn()).outcome == "completed"

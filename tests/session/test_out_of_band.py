@@ -9,15 +9,25 @@ from contextlib import aclosing
 import pytest
 
 from echosight.conversation import AudioPart, Conversation, Item
-from echosight.engines import Piece
+from echosight.engines import Chunk
 from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
-from echosight.events import Cancel, Commit, Reset, Respond, SpeechDelta, SpeechStarted, Text, TextDelta, TurnStarted
+from echosight.events import (
+    Cancel,
+    CommitInput,
+    CreateResponse,
+    Reset,
+    ResponseStarted,
+    SpeechDelta,
+    SpeechStarted,
+    Text,
+    TextDelta,
+)
 from echosight.options import GenerateOptions
-from echosight.session.out_of_band import MAX_ASIDES
+from echosight.session.out_of_band import MAX_OUT_OF_BAND
 from tests.rig import Bench, bench, loud, quiet
 
-ASIDE = Respond(conversation=False, metadata={"topic": "aside"})
+ASIDE = CreateResponse(conversation=False, metadata={"topic": "aside"})
 
 
 def held(*answers: str, transcripts: tuple[str | Exception, ...] = ("what was said",)) -> FakeEngine:
@@ -32,17 +42,17 @@ def let_go(b: Bench, pieces: int = 100) -> None:
 
 
 async def begun(b: Bench) -> str:
-    return (await b.until(TurnStarted)).turn
+    return (await b.until(ResponseStarted)).response_id
 
 
 async def test_it_is_made_beside_the_answer_in_progress() -> None:
     async with bench(held("the answer", "an aside")) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
         await b.feed(ASIDE)
         aside = await begun(b)
         let_go(b)
-        ended = {(await b.turn()).turn, (await b.turn()).turn}
+        ended = {(await b.turn()).response_id, (await b.turn()).response_id}
         assert ended == {answer, aside}
         assert [item.text for item in b.session.conversation] == ["hi", "the answer"]
         shown, copied = b.engine.asked
@@ -55,39 +65,39 @@ async def test_the_conversation_is_answered_while_it_is_made() -> None:
     async with bench(held("an aside", "the answer")) as b:
         await b.feed(ASIDE)
         aside = await begun(b)
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
         assert b.session.answering
         let_go(b)
-        assert {(await b.turn()).turn, (await b.turn()).turn} == {answer, aside}
+        assert {(await b.turn()).response_id, (await b.turn()).response_id} == {answer, aside}
 
 
 async def test_speech_does_not_interrupt_it() -> None:
     async with bench(held("the answer", "an aside")) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
         await b.feed(ASIDE)
         aside = await begun(b)
         await b.feed(loud(320))
         ended = await b.turn()
-        assert (ended.turn, ended.outcome) == (answer, "cancelled")
+        assert (ended.response_id, ended.outcome) == (answer, "cancelled")
         let_go(b)
         ended = await b.turn()
-        assert (ended.turn, ended.outcome) == (aside, "completed")
+        assert (ended.response_id, ended.outcome) == (aside, "completed")
         assert b.of(SpeechStarted)
 
 
 async def test_each_is_cancelled_by_its_name() -> None:
     async with bench(held("the answer", "an aside")) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
         await b.feed(ASIDE)
         aside = await begun(b)
         await b.feed(Cancel(aside, strict=True))
         ended = await b.turn()
-        assert (ended.turn, ended.outcome, ended.reason) == (aside, "cancelled", "client_cancelled")
+        assert (ended.response_id, ended.outcome, ended.reason) == (aside, "cancelled", "client_cancelled")
         await b.feed(Cancel(strict=True))
-        assert (await b.turn()).turn == answer
+        assert (await b.turn()).response_id == answer
         with pytest.raises(InputError, match="Cancellation failed"):
             await b.feed(Cancel(aside, strict=True))
 
@@ -104,7 +114,7 @@ async def test_without_a_name_it_is_not_meant() -> None:
 
 async def test_there_is_room_for_a_few() -> None:
     async with bench(held("an aside")) as b:
-        for _ in range(MAX_ASIDES):
+        for _ in range(MAX_OUT_OF_BAND):
             await b.feed(ASIDE)
             await begun(b)
         with pytest.raises(InputError, match="out of band"):
@@ -133,14 +143,14 @@ async def test_what_goes_wrong_in_it_is_its_own_affair() -> None:
         await b.feed(ASIDE)
         failed = await b.turn()
         assert (failed.outcome, failed.error) == ("failed", "no")
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         assert (await b.turn()).outcome == "completed"
 
 
 async def test_it_knows_what_was_just_said() -> None:
     """Its copy of the conversation is of turns whose transcripts are still being finished."""
-    async with bench(turn=None) as b:
-        await b.feed(loud(320), Commit(), ASIDE)
+    async with bench(turn_detection=None) as b:
+        await b.feed(loud(320), CommitInput(), ASIDE)
         await b.turn()
         assert [item.text for item in b.engine.asked[0]] == ["what was said"]
 
@@ -149,14 +159,14 @@ async def test_it_knows_what_was_just_said() -> None:
 async def test_speech_that_is_given_with_the_request_is_understood(conversation: bool) -> None:
     spoken = Item("user", (AudioPart(loud(320).chunk.pcm, 16_000, 320),))
     async with bench() as b:
-        await b.feed(Respond(conversation=conversation, input=(spoken,)))
+        await b.feed(CreateResponse(conversation=conversation, input=(spoken,)))
         await b.turn()
         assert [item.text for item in b.engine.asked[0]] == ["what was said"]
 
 
 async def test_an_answer_has_the_rate_that_was_asked_for() -> None:
     async with bench() as b:
-        await b.feed(Respond(GenerateOptions(output_hz=8_000)))
+        await b.feed(CreateResponse(GenerateOptions(output_sample_rate=8_000)))
         await b.turn()
         assert {event.chunk.rate for event in b.of(SpeechDelta)} == {8_000}
 
@@ -169,7 +179,7 @@ async def test_the_next_turn_is_answered_after_it_all() -> None:
         answer = await begun(b)
         let_go(b)
         ended = [await b.turn(), await b.turn()]
-        assert {e.turn for e in ended} == {aside, answer}
+        assert {e.response_id for e in ended} == {aside, answer}
         assert {e.outcome for e in ended} == {"completed"}
         assert [item.text for item in b.session.conversation] == ["what was said", "the answer"]
 
@@ -195,7 +205,7 @@ async def test_what_has_ended_cannot_be_cancelled_and_is_forgotten() -> None:
         ended = await b.turn()
         await engine.forgetting.wait()
         with pytest.raises(InputError, match="Cancellation failed"):
-            await b.feed(Cancel(ended.turn, strict=True))
+            await b.feed(Cancel(ended.response_id, strict=True))
         resetting = asyncio.create_task(b.feed(Reset()))
         await asyncio.sleep(0)
         engine.let.set()
@@ -205,7 +215,7 @@ async def test_what_has_ended_cannot_be_cancelled_and_is_forgotten() -> None:
 
 async def test_an_answer_to_other_input_is_forgotten_even_where_it_is_stopped() -> None:
     async with bench(held("the answer")) as b:
-        await b.feed(Respond(input=()))
+        await b.feed(CreateResponse(input=()))
         await begun(b)
         while not b.engine.asked:
             await asyncio.sleep(0)
@@ -222,7 +232,7 @@ class Reluctant(FakeEngine):
         self.stopping = asyncio.Event()
         self.let = asyncio.Event()
 
-    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         try:
             async with aclosing(super().generate(conversation, options)) as pieces:
                 async for piece in pieces:
@@ -237,22 +247,22 @@ class Reluctant(FakeEngine):
 async def test_an_answer_that_is_being_stopped_when_the_client_is_lost_has_ended(conversation: bool) -> None:
     engine = Reluctant()
     async with bench(engine) as b:
-        await b.feed(Respond(conversation=conversation))
+        await b.feed(CreateResponse(conversation=conversation))
         turn = await begun(b)
         await b.until(TextDelta)
         stopping = asyncio.create_task(b.feed(Cancel(turn)))
         await engine.stopping.wait()
         stopping.cancel()
         ended = await b.turn()
-        assert (ended.turn, ended.outcome, ended.reason) == (turn, "cancelled", "client_cancelled")
+        assert (ended.response_id, ended.outcome, ended.reason) == (turn, "cancelled", "client_cancelled")
         engine.let.set()
         await asyncio.wait([stopping])
         let_go(b)
-        for _ in range(MAX_ASIDES):  # it takes no room any more
+        for _ in range(MAX_OUT_OF_BAND):  # it takes no room any more
             await b.feed(ASIDE)
-        for _ in range(MAX_ASIDES):
+        for _ in range(MAX_OUT_OF_BAND):
             await b.turn()
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         assert (await b.turn()).outcome == "completed"
 
 
@@ -265,7 +275,7 @@ async def test_it_takes_no_seat_that_the_conversation_needs() -> None:
         aside = await begun(b)
         while not engine.asked:
             await asyncio.sleep(0)
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
         with pytest.raises(InputError) as refused:
             await b.feed(ASIDE)
@@ -274,5 +284,5 @@ async def test_it_takes_no_seat_that_the_conversation_needs() -> None:
             await asyncio.sleep(0)
         assert len(engine.asked) == 1
         let_go(b)
-        assert [(await b.turn()).turn, (await b.turn()).turn] == [aside, answer]
+        assert [(await b.turn()).response_id, (await b.turn()).response_id] == [aside, answer]
         assert [item.text for item in b.session.conversation] == ["hi", "the answer"]

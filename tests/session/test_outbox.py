@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from echosight.events import Heard, Marked, Output, SpeechDelta, TextDelta, TurnEnded, TurnStarted
+from echosight.events import Output, ResponseEnded, ResponseStarted, SpeechDelta, Synced, TextDelta, TranscriptUpdated
 from echosight.media import AudioChunk, Transcript
 from echosight.options import GenerateOptions
 from echosight.session.outbox import FLOOD_EVENTS, ROOM_BYTES, Outbox
@@ -21,10 +21,10 @@ async def read_all(outbox: Outbox) -> list[Output]:
 
 async def test_events_come_out_in_order() -> None:
     outbox = Outbox()
-    outbox.push(TurnStarted("t", GenerateOptions()))
+    outbox.push(ResponseStarted("t", GenerateOptions()))
     await outbox.put(TextDelta("t", "i", "a"))
-    outbox.push(TurnEnded("t", "completed"))
-    assert [type(e).__name__ for e in await read_all(outbox)] == ["TurnStarted", "TextDelta", "TurnEnded"]
+    outbox.push(ResponseEnded("t", "completed"))
+    assert [type(e).__name__ for e in await read_all(outbox)] == ["ResponseStarted", "TextDelta", "ResponseEnded"]
 
 
 async def test_a_full_box_holds_deltas_back_but_no_announcement() -> None:
@@ -32,11 +32,11 @@ async def test_a_full_box_holds_deltas_back_but_no_announcement() -> None:
     await outbox.put(speech(size=ROOM_BYTES))
     waiting = asyncio.create_task(outbox.put(speech()))
     await asyncio.sleep(0)
-    outbox.push(Marked("m", False))
+    outbox.push(Synced("m", False))
     assert not waiting.done()
     assert isinstance(await outbox.get(), SpeechDelta)
     await waiting
-    assert isinstance(await outbox.get(), Marked)
+    assert isinstance(await outbox.get(), Synced)
 
 
 async def test_dropping_a_turn_makes_room_and_keeps_the_rest() -> None:
@@ -44,16 +44,16 @@ async def test_dropping_a_turn_makes_room_and_keeps_the_rest() -> None:
     await outbox.put(speech("old", ROOM_BYTES))
     waiting = asyncio.create_task(outbox.put(speech("new")))
     await asyncio.sleep(0)
-    outbox.push(TurnEnded("old", "cancelled"))
+    outbox.push(ResponseEnded("old", "cancelled"))
     outbox.drop("old")
     await waiting
-    assert [getattr(e, "turn", None) for e in await read_all(outbox)] == ["old", "new"]
+    assert [getattr(e, "response_id", None) for e in await read_all(outbox)] == ["old", "new"]
 
 
 async def test_a_client_that_never_reads_is_given_up() -> None:
     outbox = Outbox()
     for _ in range(FLOOD_EVENTS + 1):
-        outbox.push(Marked("m", False))
+        outbox.push(Synced("m", False))
     assert outbox.closed
     assert outbox.flooded
     assert len(outbox) == FLOOD_EVENTS
@@ -62,26 +62,29 @@ async def test_a_client_that_never_reads_is_given_up() -> None:
 async def test_unread_partial_transcripts_are_replaced() -> None:
     outbox = Outbox()
     for text in ("go", "go forward"):
-        outbox.push(Heard("i", Transcript(text, final=False)))
-    outbox.push(Heard("i", Transcript("go forward ten meters")))
-    outbox.push(Heard("j", Transcript("next", final=False)))
-    heard = [e.transcript.text for e in await read_all(outbox) if isinstance(e, Heard)]
+        outbox.push(TranscriptUpdated("i", Transcript(text, final=False)))
+    outbox.push(TranscriptUpdated("i", Transcript("go forward ten meters")))
+    outbox.push(TranscriptUpdated("j", Transcript("next", final=False)))
+    heard = [e.transcript.text for e in await read_all(outbox) if isinstance(e, TranscriptUpdated)]
     assert heard == ["go forward ten meters", "next"]
 
 
 async def test_a_reader_that_comes_late_gets_the_latest_turn_only() -> None:
     outbox = Outbox()
     for turn, outcome in (("1", "cancelled"), ("2", "completed")):
-        outbox.push(TurnStarted(turn, GenerateOptions()))
-        outbox.push(TurnEnded(turn, outcome))  # type: ignore[arg-type]
+        outbox.push(ResponseStarted(turn, GenerateOptions()))
+        outbox.push(ResponseEnded(turn, outcome))  # type: ignore[arg-type]
     outbox.rewind()
-    assert [e.turn for e in await read_all(outbox) if isinstance(e, TurnStarted | TurnEnded)] == ["2", "2"]
+    assert [e.response_id for e in await read_all(outbox) if isinstance(e, ResponseStarted | ResponseEnded)] == [
+        "2",
+        "2",
+    ]
 
 
 async def test_a_stopped_turn_is_not_kept_for_a_late_reader() -> None:
     outbox = Outbox()
-    outbox.push(TurnStarted("1", GenerateOptions()))
-    outbox.push(TurnEnded("1", "cancelled"))
+    outbox.push(ResponseStarted("1", GenerateOptions()))
+    outbox.push(ResponseEnded("1", "cancelled"))
     outbox.rewind()
     assert await read_all(outbox) == []
 

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from echosight.conversation import AudioPart
 from echosight.media import Word
-from echosight.session.playback import Ledger
+from echosight.session.playback import PlaybackTracker
 
 TEXT = "One two, three."
 WORDS = [Word(0, 3), Word(300, 8), Word(700, 15)]
 
 
-def ledger() -> Ledger:
-    made = Ledger(TEXT, WORDS, 1000)
+def ledger() -> PlaybackTracker:
+    made = PlaybackTracker(TEXT, WORDS, 1000)
     made.complete = True
     return made
 
@@ -29,7 +29,7 @@ def test_a_word_counts_once_it_has_begun(ms: float, text: str) -> None:
 
 
 def test_text_that_runs_ahead_of_speech_was_not_heard() -> None:
-    made = Ledger()
+    made = PlaybackTracker()
     made.said("One two. And more to come.")
     made.spoke(500, [Word(0, 3), Word(200, 8)])
     assert made.text_until(500) == "One two."
@@ -41,7 +41,7 @@ def test_text_that_runs_ahead_of_speech_was_not_heard() -> None:
 def test_speech_that_was_resampled_is_over_when_it_is_over(made_hz: int, sent_hz: int) -> None:
     """Rates do not divide into each other, so what is sent may be a little shorter than what was made."""
     for samples in range(made_hz, made_hz + 50):
-        made = Ledger()
+        made = PlaybackTracker()
         made.said("One two.")
         made.spoke(samples * 1000 / made_hz, [Word(0, 3), Word(200, 7)])
         made.complete = True
@@ -52,7 +52,7 @@ def test_speech_that_was_resampled_is_over_when_it_is_over(made_hz: int, sent_hz
 
 
 def test_without_word_times_the_text_is_cut_in_proportion_to_whole_words() -> None:
-    made = Ledger("one two three four", (), 1000)
+    made = PlaybackTracker("one two three four", (), 1000)
     assert made.text_until(500) == "one two"
     assert made.text_until(0) == ""
 
@@ -80,7 +80,7 @@ def test_what_the_client_acknowledges_counts_more_than_the_clock() -> None:
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=30).map(sorted), st.integers(0, 6000))
 def test_no_word_is_left_that_had_not_begun(starts: list[int], ms: int) -> None:
     words = [Word(start, 2 * at + 2) for at, start in enumerate(starts)]
-    made = Ledger("a " * len(starts), words, 6000)
+    made = PlaybackTracker("a " * len(starts), words, 6000)
     kept = len(made.text_until(ms)) // 2
     assert all(word.start_ms < ms for word in words[:kept])
     assert all(word.start_ms >= ms for word in words[kept:])
@@ -88,11 +88,11 @@ def test_no_word_is_left_that_had_not_begun(starts: list[int], ms: int) -> None:
 
 def test_an_old_item_can_still_be_cut() -> None:
     part = AudioPart(None, 24_000, 1000, TEXT, tuple(WORDS))
-    assert Ledger.of(part).until(350).transcript == "One two,"
+    assert PlaybackTracker.of(part).until(350).transcript == "One two,"
 
 
 def test_nothing_of_an_answer_is_played_before_its_first_piece_is_sent() -> None:
-    made = Ledger()
+    made = PlaybackTracker()
     made.spoke(1200, ())
     assert made.unplayed_ms(now=50.0) == 1200
     made.sent_speech(40, now=50.0)

@@ -6,47 +6,47 @@ import asyncio
 
 import pytest
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, TextPart
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, UserTurn
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.events import (
     AddItem,
     Cancel,
     ClearInput,
-    Commit,
-    Configure,
-    Heard,
+    CommitInput,
+    CreateResponse,
     Image,
     InputCommitted,
     ItemDone,
     ItemRetrieved,
     ItemTruncated,
-    Mark,
-    Marked,
-    NotUnderstood,
     Output,
-    Played,
+    PlaybackProgress,
     RemoveItem,
     Reset,
-    Respond,
+    ResponseEnded,
+    ResponseStarted,
     RetrieveItem,
     SpeechDelta,
     SpeechStarted,
     SpeechStopped,
+    Sync,
+    Synced,
     Text,
     TextDelta,
+    TranscriptionFailed,
+    TranscriptUpdated,
     Truncate,
-    TurnEnded,
-    TurnStarted,
+    UpdateOptions,
 )
 from echosight.media import ImageFrame, Transcript
-from echosight.options import SessionOptions, TurnOptions
+from echosight.options import SessionOptions, TurnDetectionOptions
 from tests.rig import bench, loud, pieces_of, quiet
 
 LONG = "one two three four five six seven eight nine ten"
 FRAME = ImageFrame(b"picture", "image/jpeg", 4, 4)
-BY_HAND = {"turn": None}
+BY_HAND = {"turn_detection": None}
 
 
 async def test_a_spoken_turn_is_answered() -> None:
@@ -54,18 +54,18 @@ async def test_a_spoken_turn_is_answered() -> None:
         await b.feed(quiet(320), loud(640), quiet(640))
         ended = await b.turn()
         assert ended.outcome == "completed"
-        assert [n for n in b.names if n not in ("Heard", "SpeechDelta")] == [
-            "Opened",
+        assert [n for n in b.names if n not in ("TranscriptUpdated", "SpeechDelta")] == [
+            "SessionOpened",
             "SpeechStarted",
             "SpeechStopped",
             "InputCommitted",
             "ItemAdded",
             "ItemDone",
-            "TurnStarted",
+            "ResponseStarted",
             "ItemAdded",
             "TextDelta",
             "ItemDone",
-            "TurnEnded",
+            "ResponseEnded",
         ]
         user, assistant = b.session.conversation.items
         assert (user.role, user.text) == ("user", "what was said")
@@ -115,7 +115,7 @@ async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard
     engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(loud(320), quiet(640))
-        await b.until(TurnStarted)
+        await b.until(ResponseStarted)
         assert engine.gate is not None
         for _ in range(6):  # the text and five words
             engine.gate.release()
@@ -165,15 +165,15 @@ async def test_what_the_client_says_it_played_counts() -> None:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 30
-        await b.feed(Played(b.session.conversation.items[1].id, 120), loud(320))
+        await b.feed(PlaybackProgress(b.session.conversation.items[1].id, 120), loud(320))
         assert (await b.until(ItemTruncated)).text == "one two"
 
 
 async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -> None:
     engine = FakeEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
-    async with bench(engine, turn=TurnOptions(interrupt_response=False)) as b:
+    async with bench(engine, turn_detection=TurnDetectionOptions(interrupt_response=False)) as b:
         await b.feed(loud(320), quiet(640))
-        await b.until(TurnStarted)
+        await b.until(ResponseStarted)
         heard = len(engine.prefilled)
         await b.feed(loud(320), quiet(640))
         assert len(engine.prefilled) == heard, "two writers in one cache"
@@ -187,11 +187,11 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -
 
 async def test_a_stranger_to_the_turn_cannot_make_two_answers_at_once() -> None:
     async with bench(FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         with pytest.raises(InputError) as refused:
-            await b.feed(Respond())
+            await b.feed(CreateResponse())
         assert refused.value.code == "conversation_already_has_active_response"
-        await b.feed(Respond(interrupt=True))
+        await b.feed(CreateResponse(interrupt=True))
         assert (await b.turn()).reason == "client_cancelled"
 
 
@@ -204,19 +204,19 @@ async def test_stopping_when_nothing_is_said() -> None:
 
 
 async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
-    engine = FakeEngine([[TextPiece("so far"), EngineFailure("the worker died")], words("again")])
+    engine = FakeEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
     async with bench(engine) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.reason, ended.error) == ("failed", "engine_failed", "the worker died")
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         assert (await b.turn()).outcome == "completed"
 
 
 @pytest.mark.filterwarnings("ignore")
 async def test_a_defect_in_an_engine_is_told_without_its_inside() -> None:
     async with bench(FakeEngine([[RuntimeError("secret")]])) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.error) == ("failed", "The engine failed")
 
@@ -225,7 +225,7 @@ async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() 
     async with bench(FakeEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).error == "no ears"
-        assert b.of(NotUnderstood)[0].message == "no ears"
+        assert b.of(TranscriptionFailed)[0].message == "no ears"
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).outcome == "completed"
 
@@ -235,21 +235,21 @@ async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
         await b.feed(loud(320), quiet(640), loud(320), quiet(640))
         await b.turn()
         await b.turn()
-        assert [h.transcript.text for h in b.of(Heard) if h.transcript.final] == ["first", "second"]
+        assert [h.transcript.text for h in b.of(TranscriptUpdated) if h.transcript.final] == ["first", "second"]
 
 
 async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
     class Slow(FakeEngine):
-        async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
-            transcript = await super().settle(conversation, turn)
+        async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
+            transcript = await super().finalize_transcript(conversation, turn)
             for _ in range(100 if len(self.settled) == 1 else 0):
                 await asyncio.sleep(0)
             return transcript
 
     async with bench(Slow(transcripts=["first", "second"]), **BY_HAND) as b:
-        await b.feed(loud(200), Commit(), loud(200), Commit(), Respond())
+        await b.feed(loud(200), CommitInput(), loud(200), CommitInput(), CreateResponse())
         await b.turn()
-        assert [h.transcript.text for h in b.of(Heard) if h.transcript.final] == ["first", "second"]
+        assert [h.transcript.text for h in b.of(TranscriptUpdated) if h.transcript.final] == ["first", "second"]
 
 
 async def test_a_guess_belongs_to_its_own_turn() -> None:
@@ -264,10 +264,10 @@ async def test_a_guess_belongs_to_its_own_turn() -> None:
 
 async def test_turns_by_hand() -> None:
     async with bench(**BY_HAND) as b:
-        await b.feed(loud(200), quiet(2000), Commit())
+        await b.feed(loud(200), quiet(2000), CommitInput())
         await b.until(InputCommitted)
         assert b.engine.asked == []
-        await b.feed(Respond())
+        await b.feed(CreateResponse())
         await b.turn()
         audio = b.session.conversation.items[0].audio
         assert audio is not None
@@ -279,10 +279,10 @@ async def test_a_commit_of_too_little_is_refused_and_loses_nothing() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(50))
         with pytest.raises(InputError) as refused:
-            await b.feed(Commit(min_audio_ms=100))
+            await b.feed(CommitInput(min_audio_ms=100))
         assert refused.value.code == "input_audio_buffer_commit_empty"
         assert "only has 50.00ms" in refused.value.message
-        await b.feed(loud(50), Commit(min_audio_ms=100))
+        await b.feed(loud(50), CommitInput(min_audio_ms=100))
 
 
 async def test_a_turn_by_hand_has_an_end() -> None:
@@ -291,14 +291,14 @@ async def test_a_turn_by_hand_has_an_end() -> None:
         with pytest.raises(InputError) as refused:
             await b.feed(loud(1))
         assert refused.value.code == "input_audio_buffer_too_long"
-        await b.feed(Commit(), loud(1))
+        await b.feed(CommitInput(), loud(1))
 
 
 async def test_clearing_forgets_the_turn_in_progress() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(500), ClearInput())
         with pytest.raises(InputError):
-            await b.feed(Commit())
+            await b.feed(CommitInput())
 
 
 async def test_pictures_belong_to_the_turn_they_came_with() -> None:
@@ -314,17 +314,17 @@ async def test_pictures_belong_to_the_turn_they_came_with() -> None:
 
 async def test_hd_video_asks_for_detail() -> None:
     async with bench(hd_video=True, **BY_HAND) as b:
-        await b.feed(Image(FRAME), Commit(), Respond())
+        await b.feed(Image(FRAME), CommitInput(), CreateResponse())
         await b.turn()
-        assert [p.detail for p in b.session.conversation.items[0].of(ImagePart)] == ["high"]
+        assert [p.detail for p in b.session.conversation.items[0].parts_of(ImagePart)] == ["high"]
 
 
 async def test_pacing_holds_speech_back_to_its_lead() -> None:
     engine = FakeEngine([words(LONG)])
     async with bench(engine) as b:
-        answer = b.session.options.answer
-        options = SessionOptions(turn=None, answer=type(answer)(lead_ms=200))
-        await b.feed(Configure(options), Text("hi"), Commit(), Respond())
+        answer = b.session.options.response
+        options = SessionOptions(turn_detection=None, response=type(answer)(max_playout_lead_ms=200))
+        await b.feed(UpdateOptions(options), Text("hi"), CommitInput(), CreateResponse())
         for _ in range(3):
             await b.until(SpeechDelta)
         assert len(b.session.outbox) == 0
@@ -334,17 +334,17 @@ async def test_pacing_holds_speech_back_to_its_lead() -> None:
 
 
 async def test_a_function_call_is_an_item_of_its_own() -> None:
-    calls = [CallPiece("c1", "look", '{"at":'), CallPiece("c1", "look", '"it"}')]
+    calls = [ToolCallChunk("c1", "look", '{"at":'), ToolCallChunk("c1", "look", '"it"}')]
     async with bench(FakeEngine([calls])) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         (call,) = ended.items[0].parts
         assert (call.name, call.arguments) == ("look", '{"at":"it"}')  # type: ignore[union-attr]
 
 
 async def test_a_token_limit_makes_the_answer_incomplete() -> None:
-    async with bench(FakeEngine([[TextPiece("half a"), Summary(finish="length")]])) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+    async with bench(FakeEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.reason) == ("incomplete", "max_output_tokens")
         assert b.session.conversation.items[1].text == "half a"
@@ -353,8 +353,8 @@ async def test_a_token_limit_makes_the_answer_incomplete() -> None:
 async def test_an_answer_out_of_band_leaves_no_trace() -> None:
     async with bench() as b:
         question = Item("user", (TextPart("aside"),))
-        await b.feed(Respond(conversation=False, input=(question,), metadata={"topic": "x"}))
-        started = await b.until(TurnStarted)
+        await b.feed(CreateResponse(conversation=False, input=(question,), metadata={"topic": "x"}))
+        started = await b.until(ResponseStarted)
         assert started.metadata == {"topic": "x"}
         await b.turn()
         assert b.session.conversation.items == []
@@ -382,7 +382,7 @@ async def test_items_by_hand() -> None:
 
 async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() -> None:
     async with bench() as b:
-        await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),))), Respond())
+        await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),))), CreateResponse())
         await b.turn()
         assert b.engine.asked[0].items[0].text == "what was said"
 
@@ -390,7 +390,7 @@ async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() ->
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
 async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
     async with bench(FakeEngine([words(LONG)])) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
         item = b.session.conversation.items[1]
         await b.feed(Truncate(item.id, ms))
@@ -404,15 +404,15 @@ async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
 
 async def test_marks_come_back_in_order_and_know_of_the_answer() -> None:
     async with bench(FakeEngine(gate=asyncio.Semaphore(0))) as b:
-        await b.feed(Mark("before"), Text("hi"), Commit(), Respond(), Mark("after"))
-        await b.until(Marked)
-        await b.until(Marked)
-        assert [(m.tag, m.answering) for m in b.of(Marked)] == [("before", False), ("after", True)]
+        await b.feed(Sync("before"), Text("hi"), CommitInput(), CreateResponse(), Sync("after"))
+        await b.until(Synced)
+        await b.until(Synced)
+        assert [(m.tag, m.generating) for m in b.of(Synced)] == [("before", False), ("after", True)]
 
 
 async def test_reset_forgets_the_conversation() -> None:
     async with bench() as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
         await b.feed(Reset())
         assert b.session.conversation.items == []
@@ -422,13 +422,13 @@ async def test_reset_forgets_the_conversation() -> None:
 async def test_closing_ends_everything() -> None:
     engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
-        await b.until(TurnStarted)
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
+        await b.until(ResponseStarted)
         await asyncio.sleep(0)
     assert engine.released == [b.session.conversation.id]
     assert b.session.outbox.closed
     rest = [event async for event in b.session.outbox]
-    assert [e.outcome for e in rest if isinstance(e, TurnEnded)] == ["cancelled"]
+    assert [e.outcome for e in rest if isinstance(e, ResponseEnded)] == ["cancelled"]
     assert not [e for e in rest if isinstance(e, TextDelta)]
 
 
@@ -445,7 +445,7 @@ async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
             ended.waterfall.first_audio,
             ended.waterfall.first_byte,
         )
-        assert ended.made_by == ("fake",)
+        assert ended.providers == ("fake",)
 
 
 async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -> None:
@@ -456,7 +456,7 @@ async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -
             super().__init__()
             self.hearing: set[str] = set()
 
-        async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+        async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             assert turn.id not in self.hearing
             self.hearing.add(turn.id)
             try:
@@ -473,12 +473,12 @@ async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -
             if ms < 300:
                 await b.feed(RemoveItem("again"))
             if ms == 100:
-                await b.feed(Respond())
+                await b.feed(CreateResponse())
         await b.turn()
-        await b.feed(Respond())
+        await b.feed(CreateResponse())
         await b.turn()
         assert [item.text for item in b.session.conversation if item.role == "user"] == ["300 ms"]
-        assert [heard.transcript.text for heard in b.of(Heard)] == ["300 ms"]
+        assert [heard.transcript.text for heard in b.of(TranscriptUpdated)] == ["300 ms"]
 
 
 async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
@@ -493,7 +493,7 @@ async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
 
 async def test_whoever_plays_the_answer_says_how_much_was_heard() -> None:
     async with bench(FakeEngine([words("one two three")])) as b:
-        await b.feed(Text("hi"), Commit(), Respond())
+        await b.feed(Text("hi"), CommitInput(), CreateResponse())
         (item,) = (await b.turn()).items
         b.clock.now += 10
         b.session.played(item.id, 110.0)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight.media import AudioChunk
-from echosight.options import TurnOptions
+from echosight.options import TurnDetectionOptions
 from echosight.turns.detector import Signal, SpeechBegan, SpeechEnded, SpeechPaused, SpeechResumed, TurnDetector
 from echosight.turns.vad import WINDOW_BYTES, BatchedVad
 from vad_utils import WINDOW, Samples, SileroVADModel, VadState, default_model
@@ -24,8 +24,8 @@ from vad_utils import WINDOW, Samples, SileroVADModel, VadState, default_model
 SPEECH, SILENCE = 0.9, 0.1
 
 
-def detect(probabilities: Iterable[float], options: TurnOptions | None = None) -> list[Signal]:
-    detector = TurnDetector(options or TurnOptions())
+def detect(probabilities: Iterable[float], options: TurnDetectionOptions | None = None) -> list[Signal]:
+    detector = TurnDetector(options or TurnDetectionOptions())
     return [signal for probability in probabilities for signal in detector.push(probability)]
 
 
@@ -45,7 +45,7 @@ def test_a_turn_with_a_pause() -> None:
 
 
 def test_a_turn_ends_in_the_window_that_completes_the_silence() -> None:
-    detector = TurnDetector(TurnOptions(silence_ms=384))
+    detector = TurnDetector(TurnDetectionOptions(min_endpointing_delay_ms=384))
     for _ in range(5):
         detector.push(SPEECH)
     assert detector.speaking
@@ -57,7 +57,7 @@ def test_a_turn_ends_in_the_window_that_completes_the_silence() -> None:
 
 @pytest.mark.parametrize(("min_speech_ms", "windows"), [(0, 1), (32, 1), (33, 2), (64, 2), (96, 3), (250, 8)])
 def test_a_sound_shorter_than_speech_is_no_turn(min_speech_ms: int, windows: int) -> None:
-    options = TurnOptions(min_speech_ms=min_speech_ms)
+    options = TurnDetectionOptions(min_speech_ms=min_speech_ms)
     assert detect(([SPEECH] * (windows - 1) + [SILENCE]) * 5, options) == []
     assert detect([SPEECH] * windows, options) == [SpeechBegan(0)]
 
@@ -71,13 +71,13 @@ def test_hysteresis() -> None:
 
 
 def test_the_padding_never_reaches_into_the_last_turn() -> None:
-    options = TurnOptions(silence_ms=64, pause_ms=1000)
+    options = TurnDetectionOptions(min_endpointing_delay_ms=64, speculation_delay_ms=1000)
     signals = detect([SPEECH] * 3 + [SILENCE] * 3 + [SPEECH] * 3 + [SILENCE] * 2, options)
     assert signals == [SpeechBegan(0), SpeechEnded(at(3)), SpeechBegan(at(3)), SpeechEnded(at(9))]
 
 
 def test_speech_without_end_is_cut_without_loss() -> None:
-    signals = detect([SPEECH] * 100, TurnOptions(max_turn_ms=960))
+    signals = detect([SPEECH] * 100, TurnDetectionOptions(max_turn_ms=960))
     assert signals == [
         SpeechBegan(0),
         SpeechEnded(at(30), forced=True),
@@ -90,16 +90,16 @@ def test_speech_without_end_is_cut_without_loss() -> None:
 
 
 def test_options_may_change_within_a_turn() -> None:
-    detector = TurnDetector(TurnOptions(silence_ms=3200))
+    detector = TurnDetector(TurnDetectionOptions(min_endpointing_delay_ms=3200))
     for probability in [SPEECH] * 3 + [SILENCE] * 10:
         detector.push(probability)
     assert detector.speaking
-    detector.options = replace(detector.options, silence_ms=320)
+    detector.options = replace(detector.options, min_endpointing_delay_ms=320)
     assert detector.push(SILENCE) == (SpeechEnded(at(3)),)
 
 
 def test_reset_forgets_the_turn_and_what_was_before() -> None:
-    detector = TurnDetector(TurnOptions())
+    detector = TurnDetector(TurnDetectionOptions())
     for _ in range(5):
         detector.push(SPEECH)
     detector.reset()
@@ -109,17 +109,17 @@ def test_reset_forgets_the_turn_and_what_was_before() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
 def test_every_threshold_lets_a_turn_begin_and_end(threshold: float) -> None:
-    signals = detect([0.004] * 5 + [0.997] * 5 + [0.004] * 20, TurnOptions(threshold=threshold))
+    signals = detect([0.004] * 5 + [0.997] * 5 + [0.004] * 20, TurnDetectionOptions(threshold=threshold))
     assert signals == [SpeechBegan(at(5) - 2560), SpeechPaused(at(10)), SpeechEnded(at(10))]
 
 
 options_of_all_kinds = st.builds(
-    TurnOptions,
+    TurnDetectionOptions,
     threshold=st.floats(0, 1),
     prefix_padding_ms=st.integers(0, 500),
     min_speech_ms=st.integers(0, 200),
-    silence_ms=st.integers(0, 600),
-    pause_ms=st.integers(0, 600),
+    min_endpointing_delay_ms=st.integers(0, 600),
+    speculation_delay_ms=st.integers(0, 600),
     max_turn_ms=st.integers(1, 2000),
 )
 steps = st.lists(st.one_of(st.floats(0, 1), st.just("reset"), options_of_all_kinds), max_size=120)
@@ -127,12 +127,12 @@ steps = st.lists(st.one_of(st.floats(0, 1), st.just("reset"), options_of_all_kin
 
 @given(options_of_all_kinds, steps)
 def test_signals_alternate_and_positions_never_go_back(
-    options: TurnOptions, steps: list[float | str | TurnOptions]
+    options: TurnDetectionOptions, steps: list[float | str | TurnDetectionOptions]
 ) -> None:
     detector = TurnDetector(options)
     speaking, paused, last = False, False, 0
     for step in steps:
-        if isinstance(step, TurnOptions):
+        if isinstance(step, TurnDetectionOptions):
             detector.options = step
         elif isinstance(step, str):
             detector.reset()
@@ -161,7 +161,7 @@ def windows_of(pcm: bytes) -> list[bytes]:
     return [pcm[k : k + WINDOW_BYTES] for k in range(0, len(pcm) - WINDOW_BYTES + 1, WINDOW_BYTES)]
 
 
-async def listen(activity: BatchedVad, pcm: bytes, options: TurnOptions) -> list[Signal]:
+async def listen(activity: BatchedVad, pcm: bytes, options: TurnDetectionOptions) -> list[Signal]:
     stream, detector = activity.stream(), TurnDetector(options)
     return [s for window in windows_of(pcm) for s in detector.push(await stream.probability(window))]
 
@@ -171,7 +171,7 @@ async def test_two_sentences_are_two_turns(flite: Callable[..., AudioChunk], thr
     first, second = flite("go forward ten meters").pcm, flite("turn left and stop", "awb").pcm
     quiet = bytes(32_000)
     pcm = quiet + first + quiet + second + quiet
-    signals = await listen(BatchedVad(), pcm, TurnOptions(threshold=threshold))
+    signals = await listen(BatchedVad(), pcm, TurnDetectionOptions(threshold=threshold))
     began = [s.at for s in signals if isinstance(s, SpeechBegan)]
     ended = [s.at for s in signals if isinstance(s, SpeechEnded)]
     starts = [16_000, 16_000 + len(first) // 2 + 16_000]
@@ -188,7 +188,7 @@ async def test_real_speech_becomes_turns(speech_dir: Path, threshold: float) -> 
     activity, cut = BatchedVad(), 0
     for recording in recordings:
         pcm = soundfile.read(speech_dir / recording, dtype="int16")[0].tobytes()
-        signals = await listen(activity, bytes(9600) + pcm + bytes(32_000), TurnOptions(threshold=threshold))
+        signals = await listen(activity, bytes(9600) + pcm + bytes(32_000), TurnDetectionOptions(threshold=threshold))
         turns = sum(isinstance(s, SpeechEnded) for s in signals)
         assert turns >= 1, recording
         cut += turns > 1

@@ -13,7 +13,7 @@ import orjson
 from echosight import events as ev
 from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
-from echosight.wire.realtime import RealtimeWire, Terms
+from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.rig import Bench, bench
 
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ class Client:
             for event in self.wire.receive(message):
                 await self.bench.session.feed(event)
         except InputError as error:
-            self.bench.session.refuse(ev.Failure(error.code, error.message, error.param, self.wire.reference))
+            self.bench.session.refuse(ev.ErrorRaised(error.code, error.message, error.param, self.wire.client_event_id))
 
     async def receive(self) -> Json:
         while not self._unread:
@@ -117,12 +117,12 @@ async def client(
     **options: Any,
 ) -> AsyncGenerator[Client]:
     """A client whose ``session.created`` was read."""
-    terms = Terms(model="gpt-realtime", voices=("one", "two"), expires_at=1, transcribes=transcribes)
+    terms = SessionTemplate(model="gpt-realtime", voices=("one", "two"), expires_at=1, transcribes=transcribes)
     async with bench(engine, **options) as made:
         wire = RealtimeWire(terms, made.session.options, beta=beta)
         wire.conversation = made.session.conversation
         if transcribes:
-            await made.session.feed(ev.Configure(wire.options))
+            await made.session.feed(ev.UpdateOptions(wire.options))
         talker = Client(made, wire)
         await talker.until("session.created")
         yield talker

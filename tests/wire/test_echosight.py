@@ -58,11 +58,11 @@ def test_anything_is_input_or_an_error_with_a_reason(message: str | bytes) -> No
 def test_a_subscription_is_acknowledged_once() -> None:
     w = wire()
     (configure, mark) = w.receive('{"type":"subscribe","sample_rate":8000,"voice":"en-gb","turn_detection":null}')
-    assert isinstance(configure, ev.Configure)
-    assert configure.options.turn is None
-    assert configure.options.answer.voice == "en-gb"
-    assert mark == ev.Mark("done")
-    assert told(w, ev.Marked("done", answering=False)) == [acknowledgement("me", "success", "done")]
+    assert isinstance(configure, ev.UpdateOptions)
+    assert configure.options.turn_detection is None
+    assert configure.options.response.voice == "en-gb"
+    assert mark == ev.Sync("done")
+    assert told(w, ev.Synced("done", generating=False)) == [acknowledgement("me", "success", "done")]
     assert list(w.receive(b"\1\2")) == [ev.Audio(AudioChunk(b"\1\2", 8000))]
 
 
@@ -71,11 +71,11 @@ def test_every_part_of_turn_detection_can_be_set() -> None:
     chosen |= {"pause_ms": 128, "max_turn_ms": 9000, "interrupt_response": False}
     message = orjson.dumps({"type": "configure", "turn_detection": chosen}).decode()
     (configure, _) = wire().receive(message)
-    assert isinstance(configure, ev.Configure)
-    turn = configure.options.turn
+    assert isinstance(configure, ev.UpdateOptions)
+    turn = configure.options.turn_detection
     assert turn is not None
-    assert (turn.threshold, turn.silence_ms, turn.prefix_padding_ms) == (0.7, 600, 200)
-    assert (turn.min_speech_ms, turn.pause_ms, turn.max_turn_ms) == (96, 128, 9000)
+    assert (turn.threshold, turn.min_endpointing_delay_ms, turn.prefix_padding_ms) == (0.7, 600, 200)
+    assert (turn.min_speech_ms, turn.speculation_delay_ms, turn.max_turn_ms) == (96, 128, 9000)
     assert not turn.interrupt_response
 
 
@@ -106,7 +106,7 @@ def test_typed_text_is_a_whole_turn_and_text_beside_speech_is_not() -> None:
     pcm = base64.b64encode(b"\0\0" * 160).decode()
     sound = {"type": "input_audio", "input_audio": {"data": pcm, "format": "pcm16", "sample_rate": 8000}}
     kinds = [type(e) for e in read_content({"messages": [{"role": "user", "content": [text]}]}).live()]
-    assert kinds == [ev.Text, ev.Commit, ev.Respond]
+    assert kinds == [ev.Text, ev.CommitInput, ev.CreateResponse]
     live = list(read_content({"messages": [{"role": "user", "content": [sound, text]}]}).live())
     assert live == [ev.Text("hi"), ev.Audio(AudioChunk(b"\0\0" * 160, 8000))]
 
@@ -154,7 +154,7 @@ def test_the_voice_of_init_options() -> None:
 def test_an_answer_as_records() -> None:
     records = Records("me")
     item = Item("user", (AudioPart(b"\1\1" * 16, duration_ms=1),))
-    first = records.of(ev.TurnStarted("t", GenerateOptions(), item))
+    first = records.of(ev.ResponseStarted("t", GenerateOptions(), item))
     assert first is not None
     assert first["response_id"] == 1
     assert decode_audio(base64.b64decode(first["choices"][0]["audio"])).pcm == b"\1\1" * 16
@@ -165,7 +165,7 @@ def test_an_answer_as_records() -> None:
     assert text["choices"][0] == {"role": "assistant", "audio": None, "text": "hello", "finish_reason": "processing"}
     wav = base64.b64decode(speech["choices"][0]["audio"])
     assert (len(wav), decode_audio(wav)) == (44 + 480, SPEECH)
-    end = records.of(ev.TurnEnded("t", "completed"))
+    end = records.of(ev.ResponseEnded("t", "completed"))
     assert end is not None
     assert (end["response_id"], end["choices"][0]["text"]) == (4, "\n<end>")
 
@@ -174,13 +174,13 @@ def test_an_answer_as_records() -> None:
     ("outcome", "reason"), [("completed", "stop"), ("cancelled", "interrupted"), ("incomplete", "length")]
 )
 def test_how_an_answer_can_end(outcome: ev.Outcome, reason: str) -> None:
-    record = Records("me").of(ev.TurnEnded("t", outcome))
+    record = Records("me").of(ev.ResponseEnded("t", outcome))
     assert record is not None
     assert record["choices"][0]["finish_reason"] == reason
 
 
 def test_a_failed_answer_ends_in_an_error() -> None:
-    record = Records("me").of(ev.TurnEnded("t", "failed", "engine_failed", error="it broke"))
+    record = Records("me").of(ev.ResponseEnded("t", "failed", "engine_failed", error="it broke"))
     assert record == {"id": "me", "error": {"code": "engine_failed", "message": "it broke"}}
 
 
@@ -194,7 +194,7 @@ def test_binary_speech_follows_its_record() -> None:
 
 
 def test_notes_are_for_those_who_asked() -> None:
-    heard = ev.Heard("i", Transcript("hello", final=False))
+    heard = ev.TranscriptUpdated("i", Transcript("hello", final=False))
     w = wire()
     assert told(w, heard) == []
     list(w.receive('{"type":"subscribe","events":true}'))

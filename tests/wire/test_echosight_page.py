@@ -11,15 +11,15 @@ from echosight.conversation import AudioPart, Item, TextPart
 from echosight.errors import WireError
 from echosight.events import (
     AddItem,
-    Configure,
     Input,
     ItemRemoved,
-    Mark,
-    Opened,
     Output,
+    ResponseEnded,
+    ResponseStarted,
+    SessionOpened,
+    Sync,
     TextDelta,
-    TurnEnded,
-    TurnStarted,
+    UpdateOptions,
 )
 from echosight.options import GenerateOptions, SessionOptions
 from echosight.wire.echosight import EchoSightWire
@@ -44,7 +44,7 @@ def told(wire: EchoSightWire, event: Output) -> list[Any]:
 def test_what_was_said_can_be_restored() -> None:
     said = [{"role": "user", "text": "I am Ada"}, {"role": "assistant", "text": "Hello Ada"}]
     *added, mark = take(subscribed(), {"type": "restore", "items": said})
-    assert mark == Mark("done")
+    assert mark == Sync("done")
     items = [event.item for event in added if isinstance(event, AddItem)]
     assert [(item.role, item.text) for item in items] == [("user", "I am Ada"), ("assistant", "Hello Ada")]
     assert items[0].parts == (TextPart("I am Ada"),)
@@ -68,7 +68,7 @@ def test_a_known_message_that_lacks_something_is_not_called_unknown(message: dic
 def test_recording_is_the_clients_choice() -> None:
     wire = subscribed(record=False)
     (configure, _) = take(wire, {"type": "configure", "language": "en"})
-    assert isinstance(configure, Configure)
+    assert isinstance(configure, UpdateOptions)
     assert not configure.options.record
     assert SessionOptions().record
 
@@ -76,10 +76,10 @@ def test_recording_is_the_clients_choice() -> None:
 @pytest.mark.parametrize(
     ("event", "note"),
     [
-        (Opened("sess_1", SessionOptions()), {"type": "opened", "session_id": "sess_1"}),
+        (SessionOpened("sess_1", SessionOptions()), {"type": "opened", "session_id": "sess_1"}),
         (ItemRemoved("item_1"), {"type": "removed", "item_id": "item_1"}),
         (
-            TurnStarted("resp_1", GenerateOptions(), SPOKEN),
+            ResponseStarted("resp_1", GenerateOptions(), SPOKEN),
             {"type": "turn_started", "turn": "resp_1", "item_id": "item_1"},
         ),
     ],
@@ -92,10 +92,10 @@ def test_notes(event: Output, note: dict[str, Any]) -> None:
 def test_records_say_which_item_they_belong_to() -> None:
     (record,) = told(subscribed(), TextDelta("resp_1", "item_2", "Hello"))
     assert record["item_id"] == "item_2"
-    assert told(subscribed(), TurnEnded("resp_1", "completed"))[-1]["turn"] == "resp_1"
+    assert told(subscribed(), ResponseEnded("resp_1", "completed"))[-1]["turn"] == "resp_1"
 
 
 def test_binary_clients_do_not_get_their_own_sound_back() -> None:
-    event = TurnStarted("resp_1", GenerateOptions(), SPOKEN)
+    event = ResponseStarted("resp_1", GenerateOptions(), SPOKEN)
     assert told(subscribed(), event)[0]["choices"][0]["audio"]
     assert told(subscribed(audio="binary"), event)[0]["choices"][0]["audio"] is None

@@ -9,7 +9,7 @@ import io
 import pytest
 from PIL import Image
 
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure
 from echosight.events import Usage
@@ -84,7 +84,7 @@ async def test_a_turn_committed_by_hand() -> None:
 
 async def test_the_response_object() -> None:
     usage = Usage(input_text=3, input_audio=4, cached=2, output_text=5, output_audio=6)
-    async with client(FakeEngine([[*words("hello there"), Summary(usage)]])) as talk:
+    async with client(FakeEngine([[*words("hello there"), GenerationSummary(usage)]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"metadata": {"topic": "greeting"}})
         created = (await talk.until("response.created"))["response"]
@@ -114,7 +114,7 @@ async def test_the_response_object() -> None:
 
 
 async def test_text_alone() -> None:
-    async with client(FakeEngine([[TextPiece("hello there")]])) as talk:
+    async with client(FakeEngine([[TextChunk("hello there")]])) as talk:
         assert (await talk.update(output_modalities=["text"]))["output_modalities"] == ["text"]
         await talk.write("hi")
         await talk.send("response.create")
@@ -214,7 +214,7 @@ async def test_cancel() -> None:
 
 
 async def test_function_calls() -> None:
-    call = [CallPiece("call_1", "look_up", '{"what"'), CallPiece("call_1", "look_up", ': "it"}')]
+    call = [ToolCallChunk("call_1", "look_up", '{"what"'), ToolCallChunk("call_1", "look_up", ': "it"}')]
     async with client(FakeEngine([call, words("found it")])) as talk:
         tool = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
         await talk.update(tools=[tool], tool_choice="required")
@@ -353,7 +353,7 @@ async def test_speech_is_given_back_in_full_when_fetched() -> None:
 
 
 async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
-    async with client(FakeEngine([[TextPiece("cut"), Summary(finish="length")]])) as talk:
+    async with client(FakeEngine([[TextChunk("cut"), GenerationSummary(finish="length")]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"max_output_tokens": 7})
         response = await talk.done()

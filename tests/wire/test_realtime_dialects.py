@@ -32,12 +32,12 @@ async def test_updates_merge_deeply_and_null_clears() -> None:
         assert second["instructions"] == "be brief"
         assert "modalities" not in second
         options = talk.bench.session.options
-        assert (options.language, options.answer.speed, options.instructions) == ("de", 1.25, "be brief")
+        assert (options.language, options.response.speed, options.instructions) == ("de", 1.25, "be brief")
         cleared = {"transcription": None, "turn_detection": None, "noise_reduction": None}
         third = await talk.update(audio={"input": cleared}, instructions="", tools=[])
         assert third["audio"]["input"] == {"format": {"type": "audio/pcm", "rate": 24_000}, **cleared}
         assert (third["instructions"], third["tools"]) == ("", [])
-        assert talk.bench.session.options.turn is None
+        assert talk.bench.session.options.turn_detection is None
 
 
 async def test_turn_detection_is_echoed_with_its_defaults() -> None:
@@ -60,9 +60,9 @@ async def test_turn_detection_is_echoed_with_its_defaults() -> None:
 async def test_voices_the_engine_does_not_have_are_spoken_in_its_own() -> None:
     async with client() as talk:
         assert (await talk.update(audio={"output": {"voice": "marin"}}))["audio"]["output"]["voice"] == "marin"
-        assert talk.bench.session.options.answer.voice is None
+        assert talk.bench.session.options.response.voice is None
         await talk.update(audio={"output": {"voice": {"id": "two"}}})
-        assert talk.bench.session.options.answer.voice == "two"
+        assert talk.bench.session.options.response.voice == "two"
 
 
 @pytest.mark.parametrize("law", ["audio/pcmu", "audio/pcma"])
@@ -197,9 +197,9 @@ async def test_the_bridge_finds_turns_when_asked_to() -> None:
         detection = {"type": "server_vad", "silence_duration_ms": 320, "aggressiveness": 3, "max_ms": 9_000}
         await talk.send("session.update", session={"turn_detection": detection})
         await talk.until("session.updated")
-        turn = talk.bench.session.options.turn
+        turn = talk.bench.session.options.turn_detection
         assert turn is not None
-        assert (turn.silence_ms, turn.max_turn_ms, turn.min_speech_ms) == (320, 9_000, 120)
+        assert (turn.min_endpointing_delay_ms, turn.max_turn_ms, turn.min_speech_ms) == (320, 9_000, 120)
         assert turn.threshold == pytest.approx(0.8)
         assert (turn.create_response, turn.interrupt_response) == (True, False)
         await talk.hear(600)
@@ -207,7 +207,7 @@ async def test_the_bridge_finds_turns_when_asked_to() -> None:
         await talk.until("response.done")
         await talk.send("session.update", session={"turn_detection": {"type": "none"}})
         await talk.until("session.updated")
-        assert talk.bench.session.options.turn is None
+        assert talk.bench.session.options.turn_detection is None
 
 
 async def test_the_bridge_says_twice_that_a_response_was_cancelled() -> None:

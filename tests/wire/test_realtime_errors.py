@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from echosight.engines.stub import FakeEngine, words
 from echosight.errors import WireError
 from echosight.options import SessionOptions
-from echosight.wire.realtime import RealtimeWire, Terms
+from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.wire.realtime_rig import client
 
 USER = {"type": "message", "role": "user"}
@@ -254,7 +254,7 @@ updates = sessions.map(lambda session: {"type": "session.update", "session": ses
     (events | updates).map(lambda event: orjson.dumps(event).decode()) | st.text(max_size=40) | st.binary(max_size=40)
 )
 def test_anything_is_inputs_or_a_wire_error(message: str | bytes) -> None:
-    wire = RealtimeWire(Terms(), SessionOptions())
+    wire = RealtimeWire(SessionTemplate(), SessionOptions())
     before = wire.session
     try:
         list(wire.receive(message))

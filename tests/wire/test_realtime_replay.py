@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from echosight.wire.realtime.replay import SentLog
+from echosight.wire.realtime.replay import ReplayBuffer
 from tests.wire.realtime_rig import client
 
 
@@ -13,36 +13,36 @@ def numbers(messages: list[str] | None) -> list[int]:
     return [orjson.loads(message)["n"] for message in messages]
 
 
-def sent(log: SentLog, *values: int) -> list[str]:
+def sent(log: ReplayBuffer, *values: int) -> list[str]:
     """The ids of events that were sent."""
     return [orjson.loads(log.add({"n": value}))["event_id"] for value in values]
 
 
 def test_all_that_came_after() -> None:
-    log = SentLog()
+    log = ReplayBuffer()
     ids = sent(log, 1, 2, 3)
     assert numbers(log.since(ids[0])) == [2, 3]
     assert numbers(log.since(ids[2])) == []
 
 
 def test_unknown_ids() -> None:
-    log = SentLog()
+    log = ReplayBuffer()
     (known,) = sent(log, 1)
-    (foreign,) = sent(SentLog(), 1)
+    (foreign,) = sent(ReplayBuffer(), 1)
     later = known[:-1] + "9"
     for unknown in ("", "event", foreign, later, known + "x", known + "9" * 5_000):
         assert log.since(unknown) is None
 
 
 def test_what_is_kept_is_bounded() -> None:
-    log = SentLog(keep_bytes=200)
+    log = ReplayBuffer(keep_bytes=200)
     ids = sent(log, *range(20))
     assert log.since(ids[0]) is None
     assert numbers(log.since(ids[-2])) == [19]
 
 
 def test_the_last_answer_is_kept_and_those_before_are_not() -> None:
-    log = SentLog()
+    log = ReplayBuffer()
     greeting = sent(log, 0)
     log.begin_answer()
     first = sent(log, 1, 2)

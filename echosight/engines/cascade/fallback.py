@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 from echosight.audio.resampling import Resampler
 from echosight.conversation import Conversation
-from echosight.engines import CallPiece, Chat, SpeechPiece, Summary, TextPiece, Transcriber, Voice
-from echosight.engines.runtime.progress import Roll
-from echosight.engines.runtime.retries import Unavailable
+from echosight.engines import LLM, STT, TTS, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
+from echosight.engines.runtime.progress import StartupProgress
+from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 REST_S = 30.0
 """How long a part that failed is passed over before it is tried again; longer, where it asks for that."""
 
-Part = TypeVar("Part", Transcriber, Chat, Voice)
+Part = TypeVar("Part", STT, LLM, TTS)
 Result = TypeVar("Result")
 
 
@@ -35,7 +35,7 @@ class _Chain(Generic[Part]):
         self.parts: list[Part] = list(parts)
         self._clock = clock
         self._resting: dict[int, float] = {}
-        self._roll = Roll()
+        self._roll = StartupProgress()
 
     @property
     def loading(self) -> str:
@@ -73,15 +73,15 @@ class _Chain(Generic[Part]):
 
     def failed(self, part: Part, error: EngineFailure) -> None:
         log.warning("%s failed (%s); the next in line takes over", part.name, type(error).__name__)
-        asked = error.retry_after if isinstance(error, Unavailable) else None
+        asked = error.retry_after if isinstance(error, TransientError) else None
         self._resting[id(part)] = self._clock() + max(REST_S, asked or 0.0)
 
     def worked(self, part: Part) -> None:
         self._resting.pop(id(part), None)
 
 
-class ChatChain(_Chain[Chat]):
-    """A `Chat`. A reply is begun by the first that can; one that breaks off later is not begun again by another."""
+class LLMChain(_Chain[LLM]):
+    """A `LLM`. A reply is begun by the first that can; one that breaks off later is not begun again by another."""
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
         await next(self.able()).prefill(conversation, text)
@@ -90,18 +90,18 @@ class ChatChain(_Chain[Chat]):
         for part in self.parts:
             await part.release(conversation_id)
 
-    async def reply(
+    async def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         """Raises the failure of the last in line."""
         line = list(self.able())
         for part in line:
             begun = False
             try:
-                async with aclosing(part.reply(conversation, options)) as pieces:
+                async with aclosing(part.generate(conversation, options)) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, Summary):
-                            piece = replace(piece, made_by=(part.name,))
+                        if isinstance(piece, GenerationSummary):
+                            piece = replace(piece, providers=(part.name,))
                         else:
                             begun = True
                         yield piece
@@ -117,17 +117,17 @@ class ChatChain(_Chain[Chat]):
 class _Utterance:
     """All that was said, for whoever takes over, and how many bytes of it the current part was told."""
 
-    part: Transcriber
+    part: STT
     language: str | None
     speaker: str | None
     pcm: bytearray = field(default_factory=bytearray)
     told: int = 0
 
 
-class TranscriberChain(_Chain[Transcriber]):
-    """A `Transcriber`. Who takes over an utterance is told all of it."""
+class STTChain(_Chain[STT]):
+    """A `STT`. Who takes over an utterance is told all of it."""
 
-    def __init__(self, parts: Sequence[Transcriber], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, parts: Sequence[STT], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(parts, clock)
         self._utterances: dict[str, _Utterance] = {}
 
@@ -164,13 +164,13 @@ class TranscriberChain(_Chain[Transcriber]):
         await self._tell(utterance, said)
         transcript = await said.part.finish(utterance)
         self.worked(said.part)
-        return replace(transcript, made_by=said.part.name)
+        return replace(transcript, provider=said.part.name)
 
     async def _relay(
         self, utterance: str, said: _Utterance, work: Callable[[str, _Utterance], Awaitable[Result]]
     ) -> Result:
         """Have the work done, by the next in line where a part fails."""
-        tried: list[Transcriber] = []
+        tried: list[STT] = []
         while True:
             try:
                 return await work(utterance, said)
@@ -185,10 +185,10 @@ class TranscriberChain(_Chain[Transcriber]):
                 said.part = successor
 
 
-class VoiceChain(_Chain[Voice]):
-    """A `Voice` at the rate of the first. A sentence is begun by the first that can."""
+class TTSChain(_Chain[TTS]):
+    """A `TTS` at the rate of the first. A sentence is begun by the first that can."""
 
-    def __init__(self, parts: Sequence[Voice], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, parts: Sequence[TTS], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(parts, clock)
         self.rate = parts[0].rate
         self.voices = parts[0].voices
@@ -197,7 +197,7 @@ class VoiceChain(_Chain[Voice]):
         await super().start()
         self.rate, self.voices = self.parts[0].rate, self.parts[0].voices
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Raises the failure of the last in line."""
         line = list(self.able())
         for part in line:
@@ -214,13 +214,13 @@ class VoiceChain(_Chain[Voice]):
                 if begun or part is line[-1]:
                     raise
 
-    async def _speak(self, part: Voice, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def _speak(self, part: TTS, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         if part is not self.parts[0] and options.voice not in part.voices:
             # The name is that of another's voice.
             options = replace(options, voice=None)
         resampler = Resampler(part.rate, self.rate)
-        async with aclosing(part.speak(text, options)) as pieces:
+        async with aclosing(part.synthesize(text, options)) as pieces:
             async for piece in pieces:
-                yield replace(piece, pcm=resampler.push(piece.pcm), made_by=part.name)
+                yield replace(piece, pcm=resampler.push(piece.pcm), provider=part.name)
         if rest := resampler.push(b"", last=True):
-            yield SpeechPiece(rest, made_by=part.name)
+            yield SpeechChunk(rest, provider=part.name)

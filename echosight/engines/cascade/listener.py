@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
-from echosight.conversation import Conversation, OpenTurn
-from echosight.engines import Transcriber
+from echosight.conversation import Conversation, UserTurn
+from echosight.engines import STT
 from echosight.errors import EngineFailure
-from echosight.media import HEARD_HZ, Transcript
+from echosight.media import INPUT_SAMPLE_RATE, Transcript
 
-BYTES_A_MS = HEARD_HZ * 2 // 1000
+BYTES_A_MS = INPUT_SAMPLE_RATE * 2 // 1000
 
 
 class Listener:
     """Gives a transcriber every turn's speech once, and forgets turns that are over."""
 
-    def __init__(self, transcriber: Transcriber) -> None:
+    def __init__(self, transcriber: STT) -> None:
         self.transcriber = transcriber
         self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
         """Conversation id -> utterance -> bytes of its speech that were given."""
@@ -24,11 +24,11 @@ class Listener:
         self._broken: set[str] = set()
         """Utterances that the transcriber failed in: they are heard anew when they are settled, and not before."""
 
-    def knows(self, conversation: Conversation, turn: OpenTurn) -> bool:
+    def knows(self, conversation: Conversation, turn: UserTurn) -> bool:
         """Whether speech of the turn was given already."""
         return _utterance(conversation, turn) in self._heard[conversation.id]
 
-    async def hear(self, conversation: Conversation, turn: OpenTurn, pcm: bytes) -> str | None:
+    async def hear(self, conversation: Conversation, turn: UserTurn, pcm: bytes) -> str | None:
         """`pcm` was added to the turn; returns the partial text where it changed."""
         utterance = _utterance(conversation, turn)
         heard = self._heard[conversation.id].get(utterance)
@@ -36,7 +36,7 @@ class Listener:
             return None
         return await self._give(conversation, utterance, turn.pcm if heard is None else pcm)
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         """The transcript of all speech of the turn."""
         if not turn.duration_ms:
             return None
@@ -55,13 +55,13 @@ class Listener:
             raise
         finally:
             self._settling.discard(utterance)
-        if turn is not conversation.open:
+        if turn is not conversation.pending_turn:
             await self._forget(conversation.id, utterance)
         return transcript
 
     async def tidy(self, conversation: Conversation) -> None:
         """Forget the turns that are over."""
-        current = _utterance(conversation, conversation.open) if conversation.open is not None else None
+        current = _utterance(conversation, conversation.pending_turn) if conversation.pending_turn is not None else None
         for utterance in [*self._heard[conversation.id]]:
             if utterance != current and utterance not in self._settling:
                 await self._forget(conversation.id, utterance)
@@ -90,6 +90,6 @@ class Listener:
             await self.transcriber.forget(utterance)
 
 
-def _utterance(conversation: Conversation, turn: OpenTurn) -> str:
+def _utterance(conversation: Conversation, turn: UserTurn) -> str:
     """Clients name their items as they like, so two conversations may have one of the same name."""
     return f"{conversation.id}/{turn.id}"

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator
 
 from echosight.conversation import Conversation, Item
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.messages import joined, recent
 from echosight.engines.runtime.worker import Worker
 from echosight.events import Usage
@@ -22,8 +22,8 @@ INTRODUCTION = "I am the built-in demo, so I only repeat what I understand."
 NOTHING = "I heard you, but I understood no words."
 
 
-class EchoChat:
-    """A `Chat` that needs no model. It shows that microphone, camera, turn-taking and memory work."""
+class EchoLLM:
+    """A `LLM` that needs no model. It shows that microphone, camera, turn-taking and memory work."""
 
     name = "EchoSight demo"
 
@@ -44,9 +44,9 @@ class EchoChat:
     async def release(self, conversation_id: str) -> None:
         """There is nothing to forget."""
 
-    async def reply(
+    async def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         """Word by word, each a token as far as `max_output_tokens` is concerned."""
         talk = joined(recent(conversation, self._max_history_turns))
         said = [item for item in talk if item.role == "user"]
@@ -55,13 +55,13 @@ class EchoChat:
         async for sentence in self._sentences(said):
             for word in re.findall(r"\S+\s*", sentence + " "):
                 if tokens == limit:
-                    yield Summary(_usage(said, tokens), "length")
+                    yield GenerationSummary(_usage(said, tokens), "length")
                     return
-                yield TextPiece(word)
+                yield TextChunk(word)
                 tokens += 1
                 # Gives way, as a model does between two tokens.
                 await asyncio.sleep(0)
-        yield Summary(_usage(said, tokens))
+        yield GenerationSummary(_usage(said, tokens))
 
     async def _sentences(self, said: list[Item]) -> AsyncGenerator[str]:
         now = said[-1] if said else Item("user", ())
@@ -93,9 +93,9 @@ class EchoChat:
         return describe(sights[-1], sights[-2] if len(sights) > 1 else None)
 
 
-def chat(argument: str | None, settings: Settings) -> EchoChat:
+def chat(argument: str | None, settings: Settings) -> EchoLLM:
     """It has no model, so there is no argument."""
-    return EchoChat(settings.max_history_turns)
+    return EchoLLM(settings.max_history_turns)
 
 
 def _closed(text: str) -> str:

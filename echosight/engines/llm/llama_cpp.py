@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from echosight.conversation import Conversation
-from echosight.engines.llm.openai_http import OpenAIChat, Piece
-from echosight.engines.runtime.http_client import Upstream
-from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.llm.openai_http import Chunk, OpenAILLM
+from echosight.engines.runtime.http_client import HttpService
+from echosight.engines.runtime.retries import TransientError
 from echosight.engines.runtime.supervisor import Supervisor
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
@@ -31,8 +31,8 @@ RESTART_S = 15.0
 # for it looks whether somebody still listens only when it has a piece. Its silence ends the turn (see http/sse.py).
 
 
-class LlamaChat:
-    """A `Chat` by llama.cpp. A process that dies is restarted; its turn fails, the next one waits for it."""
+class LlamaCppLLM:
+    """A `LLM` by llama.cpp. A process that dies is restarted; its turn fails, the next one waits for it."""
 
     def __init__(self, model: Path, program: Sequence[str], settings: Settings) -> None:
         self.name = model.stem
@@ -41,8 +41,8 @@ class LlamaChat:
             return [*program, *_arguments(program, model, port, settings)]
 
         self.server = Supervisor(f"llama.cpp with {model.name}", command)
-        upstream = Upstream(f"http://127.0.0.1:{self.server.port}/v1")
-        self._chat = OpenAIChat(
+        upstream = HttpService(f"http://127.0.0.1:{self.server.port}/v1")
+        self._chat = OpenAILLM(
             upstream,
             None,
             max_turns=settings.max_history_turns,
@@ -67,10 +67,10 @@ class LlamaChat:
     async def release(self, conversation_id: str) -> None:
         await self._chat.release(conversation_id)
 
-    async def reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
-        """Raises `Unavailable` where the process is down and does not come up."""
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
+        """Raises `TransientError` where the process is down and does not come up."""
         await self._wait()
-        async with aclosing(self._chat.reply(conversation, options)) as pieces:
+        async with aclosing(self._chat.generate(conversation, options)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -79,7 +79,7 @@ class LlamaChat:
             async with asyncio.timeout(0 if self.server.down else RESTART_S):
                 await self.server.up.wait()
         except TimeoutError:
-            raise Unavailable(f"{self.server.name} is down") from None
+            raise TransientError(f"{self.server.name} is down") from None
 
 
 def _arguments(program: Sequence[str], model: Path, port: int, settings: Settings) -> list[str]:
@@ -115,7 +115,7 @@ def _program(settings: Settings) -> list[str]:
     )
 
 
-def chat(argument: str | None, settings: Settings) -> LlamaChat:
+def chat(argument: str | None, settings: Settings) -> LlamaCppLLM:
     """`argument`: a .gguf file; LLAMA_MODEL_PATH without. Raises `SetupError`."""
     given = argument or settings.llama_model_path
     if not given:
@@ -128,4 +128,4 @@ def chat(argument: str | None, settings: Settings) -> LlamaChat:
             raise SetupError(
                 f"{model} is no GGUF file; convert_hf_to_gguf.py of llama.cpp makes one of a model's folder"
             )
-    return LlamaChat(model, _program(settings), settings)
+    return LlamaCppLLM(model, _program(settings), settings)

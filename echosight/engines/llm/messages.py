@@ -79,9 +79,9 @@ def _paired(shown: Iterable[Message]) -> Iterator[Message]:
 
 def _of_item(item: Item, images: bool) -> list[Message]:
     results: list[Message] = [
-        {"role": "tool", "tool_call_id": part.call_id, "content": part.output} for part in item.of(ToolResult)
+        {"role": "tool", "tool_call_id": part.call_id, "content": part.output} for part in item.parts_of(ToolResult)
     ]
-    calls = [_call(part) for part in item.of(ToolCall) if item.status != "incomplete" or _is_json(part.arguments)]
+    calls = [_call(part) for part in item.parts_of(ToolCall) if item.status != "incomplete" or _is_json(part.arguments)]
     if calls:
         return [{"role": "assistant", "content": item.text or None, "tool_calls": calls}, *results]
     if images and item.images:
@@ -111,7 +111,7 @@ def _is_json(text: str) -> bool:
 def _mixed(item: Item) -> list[dict[str, Any]]:
     """Pictures first: models attend better to a question that follows what it is about."""
     shown: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_uri(part.frame)}} for part in item.of(ImagePart)
+        {"type": "image_url", "image_url": {"url": data_uri(part.frame)}} for part in item.parts_of(ImagePart)
     ]
     if item.text:
         shown.append({"type": "text", "text": item.text})

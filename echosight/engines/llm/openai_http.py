@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 
 from echosight.conversation import Conversation, new_id
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.messages import Message, messages
-from echosight.engines.runtime.http_client import Refused, Upstream, key_for
-from echosight.engines.runtime.retries import CHAT_S, Unavailable, retrying
+from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
+from echosight.engines.runtime.retries import CHAT_S, TransientError, retry_stream
 from echosight.engines.runtime.sse import events
 from echosight.errors import EngineFailure, SetupError
 from echosight.events import Usage
@@ -31,11 +31,11 @@ LAST_WORDS_S = 0.3
 DISPENSABLE = ("stream_options", "tool_choice", "temperature", "top_p", "max_tokens")
 """What some servers do not know. They are asked once, and then without."""
 
-Piece = TextPiece | CallPiece | Summary
+Chunk = TextChunk | ToolCallChunk | GenerationSummary
 
 
-class OpenAIChat:
-    """A `Chat` over ``/chat/completions``. `model` None: the first that the server lists.
+class OpenAILLM:
+    """A `LLM` over ``/chat/completions``. `model` None: the first that the server lists.
 
     `max_tokens` limits replies where nobody else does. With `ahead`, what is known of the prompt is sent while the user
     still speaks, so that the server has it in its cache: for servers whose time costs nothing.
@@ -43,7 +43,7 @@ class OpenAIChat:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: HttpService,
         model: str | None,
         *,
         max_turns: int = 10,
@@ -68,7 +68,7 @@ class OpenAIChat:
         try:
             listed = await self.upstream.json("GET", "models")
             known = [str(model["id"]) for model in listed["data"]]
-        except Refused as error:
+        except PermanentError as error:
             if self._model is None or error.status in (401, 403):
                 raise SetupError(f"{error.message}; {self._hint(error.status)}") from error
             return
@@ -89,7 +89,7 @@ class OpenAIChat:
         running = self._prefills.get(conversation.id)
         if self._ahead and (running is None or running.done()):
             asked = self._asked(conversation, GenerateOptions())
-            if text and conversation.open is not None:
+            if text and conversation.pending_turn is not None:
                 asked["messages"] = self._messages(_with_open_turn(conversation, text))
             task = asyncio.create_task(self._compute_ahead({**asked, "max_tokens": 1}))
             self._prefills[conversation.id] = task
@@ -100,14 +100,14 @@ class OpenAIChat:
             task.cancel()
             await asyncio.wait([task])
 
-    async def reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
-        """Raises `Unavailable` and `Refused`."""
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
+        """Raises `TransientError` and `PermanentError`."""
         await self.release(conversation.id)
-        async with aclosing(retrying(lambda: self._reply(conversation, options), CHAT_S)) as pieces:
+        async with aclosing(retry_stream(lambda: self._reply(conversation, options), CHAT_S)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def _reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def _reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         turns = self._max_turns
         while True:
             asked = self._asked(conversation, options, turns) | {"stream": True}
@@ -121,7 +121,7 @@ class OpenAIChat:
                     async for piece in pieces:
                         yield piece
                 return
-            except Refused as error:
+            except PermanentError as error:
                 if turns > 1 and "context" in error.detail.lower():
                     turns //= 2
                     log.info("%s cannot hold the conversation; its last %d turns are left", self.upstream.name, turns)
@@ -161,7 +161,7 @@ class OpenAIChat:
             images="images" not in self._without,
         )
 
-    def _dispensable(self, error: Refused, asked: dict[str, Any]) -> str | None:
+    def _dispensable(self, error: PermanentError, asked: dict[str, Any]) -> str | None:
         """What of the request the server complains about, where it can be left out."""
         shown = any(isinstance(message["content"], list) for message in asked["messages"])
         if shown and "image" in error.detail.lower():
@@ -174,8 +174,8 @@ class OpenAIChat:
         return f"name a model: --model {self.upstream.url}#NAME"
 
 
-async def _completion(response: httpx.Response, upstream: Upstream) -> AsyncGenerator[Piece]:
-    """The pieces of one streamed completion. Whatever ends before it is complete is `Unavailable`."""
+async def _completion(response: httpx.Response, upstream: HttpService) -> AsyncGenerator[Chunk]:
+    """The pieces of one streamed completion. Whatever ends before it is complete is `TransientError`."""
     reading = _Reading()
     name = upstream.name
     async with aclosing(events(response, name, upstream.silence_s)) as stream:
@@ -194,9 +194,9 @@ async def _completion(response: httpx.Response, upstream: Upstream) -> AsyncGene
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineFailure(f"{name} sent something that is no chat completion") from error
     if reading.finish is None:
-        raise Unavailable(f"{name} broke off in the middle of its answer")
+        raise TransientError(f"{name} broke off in the middle of its answer")
     finish = reading.finish if reading.finish in ("length", "content_filter") else "stop"
-    yield Summary(reading.usage, finish)
+    yield GenerationSummary(reading.usage, finish)
 
 
 class _Reading:
@@ -206,9 +206,9 @@ class _Reading:
         self.finish: str | None = None
         self.usage = Usage()
         self.counted = False
-        self._calls: dict[int, CallPiece] = {}
+        self._calls: dict[int, ToolCallChunk] = {}
 
-    def take(self, event: dict[str, Any]) -> Iterator[TextPiece | CallPiece]:
+    def take(self, event: dict[str, Any]) -> Iterator[TextChunk | ToolCallChunk]:
         """Raises EngineFailure where the server reports one, and all kinds of errors for what has another shape."""
         if error := event.get("error"):
             raise EngineFailure(f"The model failed: {error.get('message') if isinstance(error, dict) else error}"[:300])
@@ -218,7 +218,7 @@ class _Reading:
             if said := delta.get("content"):
                 if not isinstance(said, str):
                     raise TypeError("text was expected")
-                yield TextPiece(said)
+                yield TextChunk(said)
             for call in delta.get("tool_calls") or ():
                 yield self._call(call)
             self.finish = choice.get("finish_reason") or self.finish
@@ -233,20 +233,22 @@ class _Reading:
                 output_text=counts.get("completion_tokens") or 0,
             )
 
-    def _call(self, call: dict[str, Any]) -> CallPiece:
+    def _call(self, call: dict[str, Any]) -> ToolCallChunk:
         """Only the first piece of a call says whose it is."""
         function = call.get("function") or {}
         at = call.get("index", len(self._calls))
         known = self._calls.get(at)
         if known is None:
-            known = self._calls[at] = CallPiece(call.get("id") or new_id("call"), function["name"], "")
+            known = self._calls[at] = ToolCallChunk(call.get("id") or new_id("call"), function["name"], "")
         return replace(known, arguments=function.get("arguments") or "")
 
 
 def _with_open_turn(conversation: Conversation, text: str) -> Conversation:
     """As it will be if the user stops now."""
-    assert conversation.open is not None
-    return replace(conversation, items=[*conversation.items, conversation.open.close(text)], open=None)
+    assert conversation.pending_turn is not None
+    return replace(
+        conversation, items=[*conversation.items, conversation.pending_turn.to_item(text)], pending_turn=None
+    )
 
 
 def _function(tool: dict[str, Any]) -> dict[str, Any]:
@@ -262,28 +264,28 @@ def _choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
     return choice
 
 
-def at(address: str, settings: Settings) -> OpenAIChat:
+def at(address: str, settings: Settings) -> OpenAILLM:
     """The chat at ``http(s)://host/v1``, or at ``http(s)://host/v1#model``."""
     url, _, model = address.partition("#")
     key = key_for(url, settings)
     # Who asks for no key sends no bill.
-    return OpenAIChat(Upstream(url, key), model or None, max_turns=settings.max_history_turns, ahead=key is None)
+    return OpenAILLM(HttpService(url, key), model or None, max_turns=settings.max_history_turns, ahead=key is None)
 
 
-def openai(model: str | None, settings: Settings) -> OpenAIChat:
+def openai(model: str | None, settings: Settings) -> OpenAILLM:
     """`model` of OPENAI_API_BASE."""
     if settings.openai_api_key is None and settings.openai_api_base.startswith("https://api.openai.com"):
         raise SetupError("The chat `openai` needs a key: set OPENAI_API_KEY")
     return at(f"{settings.openai_api_base}#{model or 'gpt-4o-mini'}", settings)
 
 
-def groq(model: str | None, settings: Settings) -> OpenAIChat:
+def groq(model: str | None, settings: Settings) -> OpenAILLM:
     if settings.groq_api_key is None:
         raise SetupError("The chat `groq` needs a key: set GROQ_API_KEY")
     return at(f"https://api.groq.com/openai/v1#{model or 'llama-3.3-70b-versatile'}", settings)
 
 
-def deepseek(model: str | None, settings: Settings) -> OpenAIChat:
+def deepseek(model: str | None, settings: Settings) -> OpenAILLM:
     if settings.deepseek_api_key is None:
         raise SetupError("The chat `deepseek` needs a key: set DEEPSEEK_API_KEY")
     return at(f"https://api.deepseek.com/v1#{model or 'deepseek-chat'}", settings)

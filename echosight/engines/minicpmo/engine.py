@@ -13,16 +13,16 @@ from contextlib import aclosing
 from pathlib import Path
 
 from echosight.audio.resampling import Resampler
-from echosight.conversation import AudioPart, Conversation, OpenTurn, Part
-from echosight.engines import Piece, SpeechPiece, Summary, TextPiece, Transcriber
+from echosight.conversation import AudioPart, Conversation, Part, UserTurn
+from echosight.engines import STT, Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.minicpmo.process_cache import Seat, Voice
-from echosight.engines.runtime.ipc import Kind
-from echosight.engines.runtime.progress import Loading
+from echosight.engines.runtime.ipc import FrameType
+from echosight.engines.runtime.progress import LoadProgress
 from echosight.engines.runtime.subprocess_pool import Process
 from echosight.engines.tts.word_timing import spread_words
 from echosight.errors import EngineFull, SetupError
 from echosight.events import Usage
-from echosight.media import HEARD_HZ, AudioChunk, Transcript, Word
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ class MiniCpmEngine:
     output_rate = 24_000
     voices: tuple[str, ...] = ()
 
-    def __init__(self, name: str, commands: list[tuple[str, ...]], *, transcriber: Transcriber | None = None) -> None:
+    def __init__(self, name: str, commands: list[tuple[str, ...]], *, transcriber: STT | None = None) -> None:
         self.name = name
         self.capacity = len(commands)
-        self.loading = Loading(name)
+        self.loading = LoadProgress(name)
         self._transcriber = transcriber
         self._seats = [Seat(_OwnProcess(name, command)) for command in commands]
         self._busy: set[Seat] = set()
@@ -97,7 +97,7 @@ class MiniCpmEngine:
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         """Whole seconds are read as they come, with the pictures shown in them."""
-        turn = conversation.open
+        turn = conversation.pending_turn
         if turn is None:
             return None
         partial = None
@@ -109,10 +109,10 @@ class MiniCpmEngine:
             await self._read(seat, conversation, voice, turn)
         return partial
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         return await self._transcriber.finish(turn.id) if self._transcriber is not None else None
 
-    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Raises `EngineFailure`, and `EngineFull` where every process is answering somebody else."""
         seat = self._seat(conversation.id)
         self._busy.add(seat)
@@ -132,14 +132,14 @@ class MiniCpmEngine:
             if seat.conversation == conversation_id:
                 seat.leave()
 
-    async def _read(self, seat: Seat, conversation: Conversation, voice: Voice, turn: OpenTurn | None) -> None:
+    async def _read(self, seat: Seat, conversation: Conversation, voice: Voice, turn: UserTurn | None) -> None:
         """Have the process read what it has not. Whoever is stopped in the middle of it leaves a blank seat."""
         # Before the steps: a process that has to come up again has read nothing.
         channel = await seat.process.open()
         whole = False
         try:
             if steps := seat.steps(conversation, voice, turn):
-                channel.send(Kind.BEGIN, json.dumps({"do": "read", "steps": steps}).encode())
+                channel.send(FrameType.BEGIN, json.dumps({"do": "read", "steps": steps}).encode())
                 await channel.receive()
             whole = True
         finally:
@@ -147,7 +147,7 @@ class MiniCpmEngine:
                 seat.blank()
             channel.close()
 
-    async def _answer(self, seat: Seat, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def _answer(self, seat: Seat, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         wishes: dict[str, float] = {"max_new_tokens": options.max_output_tokens or REPLY_TOKENS}
         if options.temperature is not None:
             wishes["temperature"] = options.temperature
@@ -159,18 +159,18 @@ class MiniCpmEngine:
         # Until it is complete, nobody knows how much of it the model has made.
         seat.answering()
         try:
-            channel.send(Kind.BEGIN, json.dumps(order).encode())
-            while (frame := await channel.receive()).kind is not Kind.DONE:
-                if frame.kind is Kind.PARTIAL:
+            channel.send(FrameType.BEGIN, json.dumps(order).encode())
+            while (frame := await channel.receive()).kind is not FrameType.DONE:
+                if frame.kind is FrameType.PARTIAL:
                     yield spoken.text(frame.payload.decode())
                     if not options.speech:
-                        channel.send(Kind.CREDIT, (1).to_bytes(4, "little"))
-                elif frame.kind is Kind.AUDIO:
+                        channel.send(FrameType.CREDIT, (1).to_bytes(4, "little"))
+                elif frame.kind is FrameType.AUDIO:
                     yield spoken.speech(frame.payload)
-                    channel.send(Kind.CREDIT, (1).to_bytes(4, "little"))
+                    channel.send(FrameType.CREDIT, (1).to_bytes(4, "little"))
             seat.answered(spoken.said)
             completed = json.loads(frame.payload)["completed"]
-            yield Summary(Usage(), "stop" if completed else "length", (self.name,))
+            yield GenerationSummary(Usage(), "stop" if completed else "length", (self.name,))
         finally:
             channel.close()
 
@@ -198,19 +198,19 @@ class _Spoken:
         self._bytes = 0
         self._begun = 0
 
-    def text(self, text: str) -> TextPiece:
+    def text(self, text: str) -> TextChunk:
         self.said += text
-        return TextPiece(text)
+        return TextChunk(text)
 
-    def speech(self, pcm: bytes) -> SpeechPiece:
+    def speech(self, pcm: bytes) -> SpeechChunk:
         """A chunk of speech comes behind the text that is spoken in it, more or less."""
         at_ms = self._bytes * 500 // self._rate
         new = self.said[self._begun :]
         spread = spread_words(new, len(pcm) * 500 // self._rate)
-        words = tuple(Word(word.start_ms + at_ms, word.end + self._begun) for word in spread)
+        words = tuple(Word(word.start_ms + at_ms, word.text_end + self._begun) for word in spread)
         self._begun = len(self.said)
         self._bytes += len(pcm)
-        return SpeechPiece(pcm, words)
+        return SpeechChunk(pcm, words)
 
 
 class _OwnProcess(Process):
@@ -231,7 +231,7 @@ def version_of(source: str) -> str:
     return "4.5" if "4.5" in (told or Path(source).name.replace("_", ".")) else "2.6"
 
 
-def load(source: str, *, transcriber: Transcriber | None = None) -> MiniCpmEngine:
+def load(source: str, *, transcriber: STT | None = None) -> MiniCpmEngine:
     """A Hugging Face id or a folder. As many conversations as the GPU has room for. Raises `SetupError`."""
     version = version_of(source)
     if shutil.which("uv") is None:
@@ -260,4 +260,8 @@ def free_mib() -> int:
 
 def _pcm_of(sample: AudioChunk) -> bytes:
     """At the rate that models hear."""
-    return sample.pcm if sample.rate == HEARD_HZ else Resampler(sample.rate, HEARD_HZ).push(sample.pcm, last=True)
+    return (
+        sample.pcm
+        if sample.rate == INPUT_SAMPLE_RATE
+        else Resampler(sample.rate, INPUT_SAMPLE_RATE).push(sample.pcm, last=True)
+    )

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from echosight.engines.runtime.ipc import Frame, Kind, Pipe
-from echosight.media import HEARD_HZ
+from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
+from echosight.media import INPUT_SAMPLE_RATE
 
 OUTPUT_HZ = 24_000
 SHORTEST = 1_600
@@ -118,15 +118,15 @@ class Talker45:
 class Host:
     """Takes the requests one after the other."""
 
-    def __init__(self, pipe: Pipe, talker: Talker) -> None:
+    def __init__(self, pipe: WorkerPipe, talker: Talker) -> None:
         self._pipe = pipe
         self._talker = talker
-        self._waiting: list[Frame] = []
+        self._waiting: list[IpcFrame] = []
         self._ended: set[int] = set()
         self._credit = 0
 
     def run(self) -> None:
-        self._pipe.send(Kind.READY, 0, json.dumps({"rate": OUTPUT_HZ}).encode())
+        self._pipe.send(FrameType.READY, 0, json.dumps({"rate": OUTPUT_HZ}).encode())
         while True:
             self._listen(None if not self._waiting else 0)
             if self._waiting:
@@ -135,15 +135,15 @@ class Host:
     def _listen(self, wait_s: float | None) -> None:
         for frame in self._pipe.take(wait_s):
             match frame.kind:
-                case Kind.BEGIN:
+                case FrameType.BEGIN:
                     self._waiting.append(frame)
-                case Kind.END:
+                case FrameType.END:
                     self._waiting = [begin for begin in self._waiting if begin.channel != frame.channel]
                     self._ended.add(frame.channel)
-                case Kind.CREDIT:
+                case FrameType.CREDIT:
                     self._credit += int.from_bytes(frame.payload, "little")
 
-    def _serve(self, begin: Frame) -> None:
+    def _serve(self, begin: IpcFrame) -> None:
         self._ended.clear()
         order = json.loads(begin.payload)
         try:
@@ -152,10 +152,10 @@ class Host:
                 return
             for step in order["steps"]:
                 self._read(step)
-            self._pipe.send(Kind.DONE, begin.channel)
+            self._pipe.send(FrameType.DONE, begin.channel)
         except Exception as error:  # whatever remote code raises
             log.exception("%s failed", order["do"])
-            self._pipe.send(Kind.FAIL, begin.channel, f"{type(error).__name__}: {error}".encode())
+            self._pipe.send(FrameType.FAIL, begin.channel, f"{type(error).__name__}: {error}".encode())
 
     def _read(self, step: dict[str, Any]) -> None:
         if step["role"] == "reset":
@@ -172,9 +172,9 @@ class Host:
         try:
             for text, wave in pieces:
                 if said := MARKS.sub("", text):
-                    self._pipe.send(Kind.PARTIAL, channel, said.encode())
+                    self._pipe.send(FrameType.PARTIAL, channel, said.encode())
                 if wave is not None:
-                    self._pipe.send(Kind.AUDIO, channel, _pcm(wave))
+                    self._pipe.send(FrameType.AUDIO, channel, _pcm(wave))
                 self._credit -= 1
                 self._listen(0)
                 while self._credit <= 0 and channel not in self._ended:
@@ -185,7 +185,7 @@ class Host:
             close = getattr(pieces, "close", None)
             if close is not None:
                 close()
-        self._pipe.send(Kind.DONE, channel, json.dumps({"completed": self._talker.completed}).encode())
+        self._pipe.send(FrameType.DONE, channel, json.dumps({"completed": self._talker.completed}).encode())
 
 
 def _content(part: dict[str, str]) -> Any:
@@ -219,11 +219,11 @@ def _read_wav(file: Path) -> Any:
     import soundfile
 
     samples, rate = soundfile.read(str(file), dtype="float32", always_2d=True)
-    if rate == HEARD_HZ:
+    if rate == INPUT_SAMPLE_RATE:
         return samples[:, 0]
     import librosa
 
-    return librosa.resample(samples[:, 0], orig_sr=rate, target_sr=HEARD_HZ)
+    return librosa.resample(samples[:, 0], orig_sr=rate, target_sr=INPUT_SAMPLE_RATE)
 
 
 def load_model(source: str) -> tuple[Any, Any, Path]:
@@ -248,7 +248,7 @@ def talker_of(model: Any, tokenizer: Any, folder: Path) -> Talker:
 
 def main(source: str, loader: str = LOADER) -> None:
     logging.basicConfig(level=logging.WARNING)
-    pipe = Pipe()
+    pipe = WorkerPipe()
     module, _, function = loader.partition(":")
     model, tokenizer, folder = getattr(importlib.import_module(module), function)(source)
     Host(pipe, talker_of(model, tokenizer, folder)).run()

@@ -6,12 +6,12 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, TextPart, ToolResult
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, ToolResult, UserTurn
 from echosight.engines.llm.messages import recent
 from echosight.engines.runtime.subprocess_pool import Process
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 
-CHUNK_BYTES = 2 * HEARD_HZ
+CHUNK_BYTES = 2 * INPUT_SAMPLE_RATE
 """A second: what the models' audio encoder takes at a time."""
 
 TURNS = 10
@@ -22,7 +22,7 @@ Step = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How a conversation begins for the model. `sample` is a voice to imitate, PCM16 at `HEARD_HZ`."""
+    """How a conversation begins for the model. `sample` is a voice to imitate, PCM16 at `INPUT_SAMPLE_RATE`."""
 
     sample: bytes = b""
     system: str = ""
@@ -59,7 +59,7 @@ class Seat:
         self._reply: str | None = None
         self._read = 0
 
-    def due(self, turn: OpenTurn) -> bool:
+    def due(self, turn: UserTurn) -> bool:
         """Whether there is a whole second of the turn to read."""
         read = self._bytes if self._turn == turn.id else 0
         return len(turn.pcm) - read >= CHUNK_BYTES
@@ -72,7 +72,7 @@ class Seat:
         self._valid = True
         self._reply = reply.strip()
 
-    def steps(self, conversation: Conversation, voice: Voice, turn: OpenTurn | None) -> list[Step]:
+    def steps(self, conversation: Conversation, voice: Voice, turn: UserTurn | None) -> list[Step]:
         """What is to be read of the conversation's items and of the open turn, from the beginning if need be."""
         items = conversation.items
         if self._follows(items, voice, turn):
@@ -94,7 +94,7 @@ class Seat:
         self._valid = True
         return steps
 
-    def _follows(self, items: list[Item], voice: Voice, turn: OpenTurn | None) -> bool:
+    def _follows(self, items: list[Item], voice: Voice, turn: UserTurn | None) -> bool:
         """Whether the model's place is on the way to where the conversation is now."""
         if not self._valid or voice != self.voice or self._pid != self.process.pid or self._read > 3 * TURNS:
             return False
@@ -108,11 +108,11 @@ class Seat:
             return self._turn == (following.id if following is not None else turn.id if turn is not None else None)
         return True
 
-    def _open(self, turn: OpenTurn) -> list[Step]:
+    def _open(self, turn: UserTurn) -> list[Step]:
         """Whole seconds of it, with the pictures shown before each one's end."""
         self._turn = turn.id
-        item = turn.close()
-        shown = list(item.of(ImagePart))[self._images :]
+        item = turn.to_item()
+        shown = list(item.parts_of(ImagePart))[self._images :]
         steps = []
         pcm = turn.pcm
         while len(pcm) - self._bytes >= CHUNK_BYTES:
@@ -122,7 +122,7 @@ class Seat:
     def _chunk(self, pcm: bytes, shown: list[ImagePart], *, last: bool) -> Step:
         self._bytes += len(pcm)
         content: list[dict[str, str]] = []
-        while shown and (last or shown[0].at_ms * (HEARD_HZ // 500) <= self._bytes):
+        while shown and (last or shown[0].at_ms * (INPUT_SAMPLE_RATE // 500) <= self._bytes):
             content.append({"image": base64.b64encode(shown.pop(0).frame.data).decode()})
             self._images += 1
         if pcm:
@@ -139,14 +139,16 @@ class Seat:
     def _message(self, item: Item) -> list[Step]:
         """A message of the user, or what is left of it to be read."""
         self._read += 1
-        audio = next(item.of(AudioPart), None)
+        audio = next(item.parts_of(AudioPart), None)
         pcm = (audio.pcm if audio is not None else None) or b""
-        shown = list(item.of(ImagePart))[self._images :]
+        shown = list(item.parts_of(ImagePart))[self._images :]
         steps: list[Step] = []
         while len(pcm) - self._bytes > CHUNK_BYTES:
             steps.append(self._chunk(pcm[self._bytes : self._bytes + CHUNK_BYTES], shown, last=False))
         tail = self._chunk(pcm[self._bytes :], shown, last=True)
-        texts = [part.text if isinstance(part, TextPart) else part.output for part in item.of(TextPart, ToolResult)]
+        texts = [
+            part.text if isinstance(part, TextPart) else part.output for part in item.parts_of(TextPart, ToolResult)
+        ]
         if audio is not None and not audio.pcm and audio.transcript:
             texts.insert(0, audio.transcript)
         tail["content"] = [{"text": text} for text in texts if text] + tail["content"]

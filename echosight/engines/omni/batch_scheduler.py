@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from echosight.engines import Piece
+from echosight.engines import Chunk
 from echosight.errors import EngineFailure
 
 A = TypeVar("A")
 
-Step = Callable[[Sequence[A]], Awaitable[list[list[Piece]]]]
+Step = Callable[[Sequence[A]], Awaitable[list[list[Chunk]]]]
 
 
 class Lane(Generic[A]):
@@ -19,7 +19,7 @@ class Lane(Generic[A]):
 
     def __init__(self, answer: A) -> None:
         self.answer = answer
-        self.pieces: list[Piece] = []
+        self.pieces: list[Chunk] = []
         self.error: Exception | None = None
         self.ended = False
         self.news = asyncio.Event()
@@ -56,7 +56,7 @@ class Rounds(Generic[A]):
                 continue
             await self._round(ready)
 
-    async def read(self, answer: A) -> AsyncGenerator[Piece]:
+    async def read(self, answer: A) -> AsyncGenerator[Chunk]:
         """The answer's pieces, to its end. Raises what its step raised."""
         lane = Lane(answer)
         self._lanes.append(lane)

@@ -15,7 +15,7 @@ from echosight.engines.omni.batched_kv_cache import trim
 if TYPE_CHECKING:
     from echosight.engines.omni.model import OmniModel
 
-Kind = Literal["text", "audio", "image"]
+FrameType = Literal["text", "audio", "image"]
 
 
 class ContextFull(Exception):
@@ -43,7 +43,7 @@ class Segment:
     positions: torch.Tensor
     talker_start: int
     role: str
-    kind: Kind = "text"
+    kind: FrameType = "text"
     placeholder: int = -1
     features: torch.Tensor | None = None
     deep: tuple[torch.Tensor, ...] = ()
@@ -138,7 +138,7 @@ class Context:
         span = int(segment.positions.max()) + 1 - self.at.position if segment.ids else 0
         self._move(len(segment.ids), span, span if read else 0, segment.kind)
 
-    def _move(self, tokens: int, span: int, talker_span: int, kind: Kind) -> None:
+    def _move(self, tokens: int, span: int, talker_span: int, kind: FrameType) -> None:
         at = self.at
         counts = {"text": at.text, "audio": at.audio, "image": at.image}
         counts[kind] += tokens

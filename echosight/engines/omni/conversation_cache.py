@@ -11,7 +11,7 @@ import torch
 from echosight.conversation import AudioPart, Item, ToolCall
 from echosight.engines.omni.context import Context, ContextFull, Mark
 from echosight.engines.omni.model import OmniModel
-from echosight.engines.omni.user_turn import UserTurn
+from echosight.engines.omni.user_turn import CachedUserTurn
 from echosight.errors import EngineFailure
 
 
@@ -50,7 +50,7 @@ class Memory:
         self._base = Mark()
         self._kept: list[Kept] = []
         self._forgotten: set[str] = set()
-        self._turn: UserTurn | None = None
+        self._turn: CachedUserTurn | None = None
         self._reply: str | None = None
 
     @property
@@ -66,7 +66,7 @@ class Memory:
         while True:
             try:
                 self._bring_into_line(view, turn.id)
-                self._turn = self._turn or UserTurn(self.context, turn.id)
+                self._turn = self._turn or CachedUserTurn(self.context, turn.id)
                 self._turn.catch_up(turn)
                 self.context.flush()
             except ContextFull:
@@ -147,9 +147,9 @@ class Memory:
     def _write_item(self, item: Item) -> None:
         match item.role:
             case "user" | "tool":
-                UserTurn(self.context, item.id).finish(item)
+                CachedUserTurn(self.context, item.id).finish(item)
             case "assistant":
-                calls = "".join(_call(part) for part in item.of(ToolCall))
+                calls = "".join(_call(part) for part in item.parts_of(ToolCall))
                 self._write_message("assistant", item.text + calls)
             case "system":
                 self._write_message("system", item.text)
@@ -181,7 +181,7 @@ class Memory:
 def _essence(item: Item) -> int:
     """Speech that is heard needs no transcript; that of the assistant is its transcript."""
     if item.role in ("assistant", "system"):
-        return hash((item.role, item.text, *item.of(ToolCall)))
+        return hash((item.role, item.text, *item.parts_of(ToolCall)))
     heard = (
         replace(part, transcript=None, words=()) if isinstance(part, AudioPart) and part.pcm is not None else part
         for part in item.parts
@@ -190,7 +190,7 @@ def _essence(item: Item) -> int:
 
 
 def _says(item: Item, reply: str) -> bool:
-    return item.role == "assistant" and not any(item.of(ToolCall)) and item.text.strip() == reply.strip()
+    return item.role == "assistant" and not any(item.parts_of(ToolCall)) and item.text.strip() == reply.strip()
 
 
 def _call(part: ToolCall) -> str:

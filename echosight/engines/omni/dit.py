@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from echosight.engines.omni.graphs import Recorder
-from echosight.engines.omni.vocoder import Frame
+from echosight.engines.omni.vocoder import IpcFrame
 
 STEPS = 10
 GUIDANCE = 0.5
@@ -115,7 +115,7 @@ class WindowedVocoder:
         self._dropped = 0
         """Mel frames forgotten at the front of `_mel`."""
 
-    def push(self, frames: Sequence[Frame], *, final: bool) -> list[torch.Tensor]:
+    def push(self, frames: Sequence[IpcFrame], *, final: bool) -> list[torch.Tensor]:
         pieces: list[torch.Tensor] = []
         while True:
             left = len(frames) - self._done
@@ -129,7 +129,7 @@ class WindowedVocoder:
             if len(samples):
                 pieces.append(samples)
 
-    def _extend_mel(self, frames: Sequence[Frame], take: int, regular: bool) -> None:
+    def _extend_mel(self, frames: Sequence[IpcFrame], take: int, regular: bool) -> None:
         start, end = max(0, self._done - self._back), min(len(frames), self._done + take + self._ahead)
         codes = torch.tensor([[code for (code,) in frames[start:end]]], device=self._device)
         noise = self._noise_for(start, end).to(self._device)

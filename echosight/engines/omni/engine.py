@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, OpenTurn, Part
-from echosight.engines import Piece, Summary, Transcriber
+from echosight.conversation import AudioPart, Conversation, ImagePart, Part, UserTurn
+from echosight.engines import STT, Chunk, GenerationSummary
 from echosight.engines.cascade.listener import Listener
 from echosight.engines.omni.batch_scheduler import Rounds
-from echosight.engines.runtime.progress import Loading
+from echosight.engines.runtime.progress import LoadProgress
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EngineFailure
-from echosight.media import HEARD_HZ, Transcript
+from echosight.media import INPUT_SAMPLE_RATE, Transcript
 from echosight.options import GenerateOptions
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class OmniEngine:
         build: Callable[[], Stage],
         *,
         capacity: int,
-        transcriber: Transcriber | None = None,
+        transcriber: STT | None = None,
         seed: int | None = None,
     ) -> None:
         self.name = name
         self.capacity = capacity
         self.voices: tuple[str, ...] = ()
-        self.loading = Loading(name)
+        self.loading = LoadProgress(name)
         self._build = build
         self._listener = Listener(transcriber) if transcriber is not None else None
         self._seed = seed
@@ -79,7 +79,7 @@ class OmniEngine:
         await self._worker.close()
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
-        turn = conversation.open
+        turn = conversation.pending_turn
         if turn is None:
             return None
         if self._is_due(conversation.id, turn, part):
@@ -91,10 +91,10 @@ class OmniEngine:
             return None
         return await self._listener.hear(conversation, turn, part.pcm or b"")
 
-    async def settle(self, conversation: Conversation, turn: OpenTurn) -> Transcript | None:
-        return await self._listener.settle(conversation, turn) if self._listener is not None else None
+    async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
+        return await self._listener.finalize_transcript(conversation, turn) if self._listener is not None else None
 
-    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Piece]:
+    async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         stage = self._stage
         if self._listener is not None:
             await self._listener.tidy(conversation)
@@ -118,15 +118,15 @@ class OmniEngine:
             await self._listener.release(conversation_id)
         await self._worker.call(lambda: self._stage.release(conversation_id))
 
-    async def _advance(self, answers: Sequence[Answer]) -> list[list[Piece]]:
+    async def _advance(self, answers: Sequence[Answer]) -> list[list[Chunk]]:
         return await self._worker.call(lambda: self._stage.advance(answers))
 
-    def _is_due(self, conversation_id: str, turn: OpenTurn, part: Part) -> bool:
+    def _is_due(self, conversation_id: str, turn: UserTurn, part: Part) -> bool:
         """Whether there is something to compute: what came before the turn, a picture, a window of the encoder."""
         known, needed = self._needed.get(conversation_id, ("", 0))
         if known != turn.id or isinstance(part, ImagePart):
             return True
-        return isinstance(part, AudioPart) and turn.duration_ms * HEARD_HZ // 1000 >= needed
+        return isinstance(part, AudioPart) and turn.duration_ms * INPUT_SAMPLE_RATE // 1000 >= needed
 
     def _wish(self, conversation: Conversation, options: GenerateOptions) -> Wish:
         from echosight.engines.omni.generation import Wish
@@ -161,11 +161,11 @@ def _failing() -> Iterator[None]:
         raise EngineFailure(f"The model failed: {error}") from error
 
 
-def _view(conversation: Conversation, preamble: str, turn: OpenTurn | None) -> View:
+def _view(conversation: Conversation, preamble: str, turn: UserTurn | None) -> View:
     from echosight.engines.omni.conversation_cache import View
 
     system = _lines(preamble, conversation.instructions, _in_language(conversation.language))
-    return View(conversation.id, tuple(conversation.items), system, turn.close() if turn is not None else None)
+    return View(conversation.id, tuple(conversation.items), system, turn.to_item() if turn is not None else None)
 
 
 def _in_language(language: str | None) -> str | None:
@@ -176,5 +176,5 @@ def _lines(*lines: str | None) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _signed(piece: Piece, name: str) -> Piece:
-    return Summary(piece.usage, piece.finish, (name,)) if isinstance(piece, Summary) else piece
+def _signed(piece: Chunk, name: str) -> Chunk:
+    return GenerationSummary(piece.usage, piece.finish, (name,)) if isinstance(piece, GenerationSummary) else piece

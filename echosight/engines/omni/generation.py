@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.omni.conversation_cache import Memory, View
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.state import Mouth, Thought
@@ -41,7 +41,7 @@ class Answer:
         self._dice = Dice(wish.seed)
         self._aside = aside
         self._stream = TextStream(model.tokens)
-        self._pieces: list[Piece] = []
+        self._pieces: list[Chunk] = []
         self._cues: list[torch.Tensor] = []
         self.tokens: list[int] = []
         self._finish = "stop"
@@ -100,14 +100,14 @@ class Answer:
             return None
         return self._model.cue_end() if at == len(self._cues) else self._model.cue_pad()
 
-    def settle(self) -> None:
+    def finalize_transcript(self) -> None:
         """After a step: collect speech, and finish where nothing is left to do."""
         if self._speech is not None:
             self._pieces += self._speech.collect()
         if self.said and not self.done and (self._speech is None or self._speech.delivered):
             self._complete()
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[Chunk]:
         pieces, self._pieces = self._pieces, []
         return pieces
 
@@ -130,7 +130,7 @@ class Answer:
 
     def _say(self, text: str) -> None:
         if text:
-            self._pieces.append(TextPiece(text))
+            self._pieces.append(TextChunk(text))
 
     def _end_text(self, finish: str) -> None:
         self.said = True
@@ -159,7 +159,7 @@ class Answer:
         usage = self._usage
         frames = self._speech.frames if self._speech is not None else 0
         usage = Usage(usage.input_text, usage.input_audio, usage.input_image, usage.cached, len(self.tokens), frames)
-        self._pieces.append(Summary(usage, self._finish))
+        self._pieces.append(GenerationSummary(usage, self._finish))
 
     def _leave(self) -> None:
         if self._begun:
@@ -210,15 +210,15 @@ class Speech:
             self.leave()
         self._coming += self._aside.run(lambda: self._vocoder.push(self.mouth.frames, final=self._ended))
 
-    def collect(self) -> list[Piece]:
+    def collect(self) -> list[Chunk]:
         """Speech that is ready; all of it once the talker has ended."""
-        pieces: list[Piece] = []
+        pieces: list[Chunk] = []
         while self._coming and (self._ended or self._coming[0].ready):
             pcm = self._coming.pop(0).pcm()
             start, self._samples = self._samples, self._samples + len(pcm) // 2
             final = self._ended and not self._coming
             words = self.words.spoken(self._ms(start), self._ms(self._samples), final=final)
-            pieces.append(SpeechPiece(pcm, words))
+            pieces.append(SpeechChunk(pcm, words))
         self._delivered = self._ended and not self._coming
         return pieces
 
@@ -242,4 +242,4 @@ def advance(model: OmniModel, answers: Sequence[Answer]) -> None:
         for speech, _ in talking:
             speech.stepped()
     for answer in answers:
-        answer.settle()
+        answer.finalize_transcript()

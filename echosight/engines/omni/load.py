@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echosight.engines import Transcriber
+from echosight.engines import STT
 from echosight.engines.omni.engine import DEFAULT_REPLY_TOKENS, OmniEngine
 from echosight.engines.runtime.huggingface.device import choose_device
 from echosight.engines.runtime.huggingface.memory import DTYPE_BYTES, check_memory, free_bytes, weight_bytes
@@ -30,7 +30,7 @@ def load(
     dtype: str | None = None,
     capacity: int = 8,
     context: int = 8192,
-    transcriber: Transcriber | None = None,
+    transcriber: STT | None = None,
     seed: int | None = None,
 ) -> OmniEngine:
     """An engine for the model at `source`; its `start` loads it. Raises `SetupError`.

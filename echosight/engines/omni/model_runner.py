@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from echosight.engines import Piece
+from echosight.engines import Chunk
 from echosight.engines.omni.conversation_cache import Memory, View
 from echosight.engines.omni.generation import Answer, Wish, advance
 from echosight.engines.omni.model import OmniModel
@@ -61,7 +61,7 @@ class Stage:
             self._answering.add(view.id)
             return answer
 
-    def advance(self, answers: Sequence[Answer]) -> list[list[Piece]]:
+    def advance(self, answers: Sequence[Answer]) -> list[list[Chunk]]:
         """One step of these answers together; what each of them has to say."""
         with torch.inference_mode():
             live = [answer for answer in answers if not answer.done]

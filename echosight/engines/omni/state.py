@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from echosight.engines.omni.vocoder import Frame
+from echosight.engines.omni.vocoder import IpcFrame
 from echosight.engines.runtime.sampling import Dice, Taste
 
 MAX_FRAMES = 4096
@@ -42,5 +42,5 @@ class Mouth:
     carry: torch.Tensor
     seen: torch.Tensor
     """(vocabulary) bool: the codes that the repetition penalty counts."""
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[IpcFrame] = field(default_factory=list)
     ended: bool = False

@@ -9,14 +9,14 @@ import torch
 
 from echosight.conversation import AudioPart, ImagePart, Item, TextPart, ToolResult
 from echosight.engines.omni.context import Context, Picture
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 
 MIN_FRAMES = 4
 """Less than 40 ms at the end of the speech say nothing, and the encoders cannot take less."""
 ROLE = "user"
 
 
-class UserTurn:
+class CachedUserTurn:
     """Writes a turn to its context in whole windows of the audio encoder. Windows do not see each other, so the
     tokens and their values are those of the whole turn encoded at once.
 
@@ -50,12 +50,12 @@ class UserTurn:
 
     def _show(self, part: ImagePart) -> None:
         """A picture: encoded now, written at its place."""
-        self._waiting.append((part.at_ms * HEARD_HZ // 1000, self._model.encode_picture(part.frame)))
+        self._waiting.append((part.at_ms * INPUT_SAMPLE_RATE // 1000, self._model.encode_picture(part.frame)))
         self._shown.append(part)
 
     def catch_up(self, item: Item) -> None:
         """Take everything of the turn so far (as the item that it would be now) that was not taken yet."""
-        for part in list(item.of(ImagePart))[len(self._shown) :]:
+        for part in list(item.parts_of(ImagePart))[len(self._shown) :]:
             self._show(part)
         said = item.audio
         if said is not None and said.pcm is not None:
@@ -69,7 +69,7 @@ class UserTurn:
         pcm = item.audio.pcm if item.audio is not None else None
         heard = memoryview(pcm or b"")[: 2 * self.heard]
         same = len(heard) == 2 * self.heard and crc32(heard) == self._sum
-        return item.id == self.id and same and list(item.of(ImagePart))[: len(self._shown)] == self._shown
+        return item.id == self.id and same and list(item.parts_of(ImagePart))[: len(self._shown)] == self._shown
 
     def finish(self, item: Item) -> None:
         """Write the rest of the turn, now that it is an item. Nothing is computed before the context is flushed."""
@@ -135,9 +135,9 @@ def _texts(item: Item) -> list[str]:
     return texts
 
 
-def _floats(pcm: bytes, rate: int = HEARD_HZ) -> torch.Tensor:
+def _floats(pcm: bytes, rate: int = INPUT_SAMPLE_RATE) -> torch.Tensor:
     samples = torch.from_numpy(np.frombuffer(pcm, "<i2").astype("f4") / 32768.0)
-    if rate != HEARD_HZ:
-        count = len(samples) * HEARD_HZ // rate
+    if rate != INPUT_SAMPLE_RATE:
+        count = len(samples) * INPUT_SAMPLE_RATE // rate
         samples = torch.nn.functional.interpolate(samples[None, None], count, mode="linear")[0, 0]
     return samples

@@ -10,14 +10,14 @@ import torch
 
 from echosight.engines.omni.graphs import Recorder
 
-Frame = tuple[int, ...]
+IpcFrame = tuple[int, ...]
 """The codes of one step of the talker: one (Qwen2.5) or one a codebook (Qwen3)."""
 
 
 class Vocoder(Protocol):
     """Turns the frames of one answer into samples at 24 kHz."""
 
-    def push(self, frames: Sequence[Frame], *, final: bool) -> list[torch.Tensor]:
+    def push(self, frames: Sequence[IpcFrame], *, final: bool) -> list[torch.Tensor]:
         """`frames` are all so far. Returns new stretches of float samples (n,) on the model's device."""
 
 
@@ -103,7 +103,7 @@ class CausalVocoder:
         self._decoded = 0
         self._emitted = 0
 
-    def push(self, frames: Sequence[Frame], *, final: bool) -> list[torch.Tensor]:
+    def push(self, frames: Sequence[IpcFrame], *, final: bool) -> list[torch.Tensor]:
         pieces = []
         while len(frames) - self._decoded >= self._next or (final and len(frames) > self._decoded):
             regular = len(frames) - self._decoded >= self._next

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from echosight.errors import SetupError
 
 
-def need(part: str, *modules: str, extra: str, flag: str) -> None:
+def require_extra(part: str, *modules: str, extra: str, flag: str) -> None:
     """Raises `SetupError` where a module is not installed; `flag` is what the user started the server with."""
     for module in modules:
         if find_spec(module) is None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 
-from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure, SetupError
 from echosight.settings import Settings
 
@@ -41,7 +41,7 @@ PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses that may be others the next time."""
 
 
-class Refused(EngineFailure):
+class PermanentError(EngineFailure):
     """The service understood, and will say the same the next time. `detail` is in its own words."""
 
     def __init__(self, message: str, status: int, detail: str) -> None:
@@ -50,7 +50,7 @@ class Refused(EngineFailure):
         self.detail = detail
 
 
-class Upstream:
+class HttpService:
     """`url` is what all paths begin with; `key` goes into the Authorization header, behind `scheme`."""
 
     def __init__(
@@ -82,11 +82,11 @@ class Upstream:
         try:
             async with self.request("GET", ""):
                 pass
-        except Refused as error:
+        except PermanentError as error:
             # It is not asked as it wants to be asked, so most other answers are good ones.
             if error.status in (401, 403):
                 raise SetupError(error.message) from error
-        except Unavailable as error:
+        except TransientError as error:
             raise SetupError(f"{error.message}; is its address right? {self.url}") from error
 
     async def close(self) -> None:
@@ -98,8 +98,8 @@ class Upstream:
     async def request(self, method: str, path: str, **given: Any) -> AsyncIterator[httpx.Response]:
         """The response, its body yet to be read. Leaving early closes the request.
 
-        Raises `Unavailable` where it may work later, `Refused` where it will not; also for what breaks while the body
-        is read.
+        Raises `TransientError` where a retry may work and `PermanentError` where it cannot, also while the caller reads
+        the body.
         """
         if self._client is None:
             raise EngineFailure(f"{self.name} was not started")
@@ -109,13 +109,13 @@ class Upstream:
                     raise await self._failure(response)
                 yield response
         except httpx.ConnectTimeout as error:
-            raise Unavailable(f"{self.name} does not answer within {CONNECT_S:g} s") from error
+            raise TransientError(f"{self.name} does not answer within {CONNECT_S:g} s") from error
         except httpx.TimeoutException as error:
-            raise Unavailable(f"{self.name} said nothing for {self.silence_s:g} s") from error
+            raise TransientError(f"{self.name} said nothing for {self.silence_s:g} s") from error
         except httpx.ConnectError as error:
-            raise Unavailable(f"{self.name} cannot be reached: {error}") from error
+            raise TransientError(f"{self.name} cannot be reached: {error}") from error
         except httpx.HTTPError as error:
-            raise Unavailable(f"{self.name} broke off: {error or type(error).__name__}") from error
+            raise TransientError(f"{self.name} broke off: {error or type(error).__name__}") from error
 
     async def json(self, method: str, path: str, **given: Any) -> Any:
         """The whole answer as JSON. Raises as `request` does, and EngineFailure for what is no JSON."""
@@ -128,7 +128,7 @@ class Upstream:
                     if len(data) > ANSWER_BYTES:
                         raise EngineFailure(f"{self.name} answered without end")
         except TimeoutError:
-            raise Unavailable(f"{self.name} was not done within {self.silence_s:g} s") from None
+            raise TransientError(f"{self.name} was not done within {self.silence_s:g} s") from None
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -138,10 +138,10 @@ class Upstream:
         status = response.status_code
         if status in PASSING:
             trouble = "gets too many requests" if status == 429 else "is in trouble"
-            return Unavailable(f"{self.name} {trouble} ({status})", retry_after(response.headers))
+            return TransientError(f"{self.name} {trouble} ({status})", retry_after(response.headers))
         detail = await _detail(response)
         help = HELP.get(status, "does not do what was asked")
-        return Refused(f"{self.name} {help} ({status}){': ' if detail else ''}{detail}", status, detail)
+        return PermanentError(f"{self.name} {help} ({status}){': ' if detail else ''}{detail}", status, detail)
 
 
 def key_for(url: str, settings: Settings) -> str | None:

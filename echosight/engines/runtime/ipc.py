@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-HEAD = struct.Struct("<BII")
+HEADER = struct.Struct("<BII")
 """Kind, channel, length of the payload."""
 
 
-class Kind(IntEnum):
+class FrameType(IntEnum):
     """R: from the server. S: from the process. Every channel is one request, opened by the server."""
 
     READY = 0  # S: loaded; the payload describes what there is (JSON)
@@ -32,29 +32,29 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    kind: Kind
+class IpcFrame:
+    kind: FrameType
     channel: int
     payload: bytes
 
 
-def pack(kind: Kind, channel: int, payload: bytes = b"") -> bytes:
-    return HEAD.pack(kind, channel, len(payload)) + payload
+def pack(kind: FrameType, channel: int, payload: bytes = b"") -> bytes:
+    return HEADER.pack(kind, channel, len(payload)) + payload
 
 
-def unpack(buffer: bytearray) -> Iterator[Frame]:
+def unpack(buffer: bytearray) -> Iterator[IpcFrame]:
     """Take the whole frames out of `buffer`."""
-    while len(buffer) >= HEAD.size:
-        kind, channel, length = HEAD.unpack_from(buffer)
-        end = HEAD.size + length
+    while len(buffer) >= HEADER.size:
+        kind, channel, length = HEADER.unpack_from(buffer)
+        end = HEADER.size + length
         if len(buffer) < end:
             return
-        payload = bytes(buffer[HEAD.size : end])
+        payload = bytes(buffer[HEADER.size : end])
         del buffer[:end]
-        yield Frame(Kind(kind), channel, payload)
+        yield IpcFrame(FrameType(kind), channel, payload)
 
 
-class Pipe:
+class WorkerPipe:
     """The process's end: frames in on standard input, frames out on standard output.
 
     Ends the process when the server is gone, however it went: there is nothing to save. Says by itself that the process
@@ -70,7 +70,7 @@ class Pipe:
         self._out = os.dup(1)
         os.dup2(2, 1)
 
-    def take(self, wait_s: float | None = 0) -> Iterator[Frame]:
+    def take(self, wait_s: float | None = 0) -> Iterator[IpcFrame]:
         """The frames that have come, after waiting so long (None: for ever) for the first bytes."""
         if select.select([0], [], [], wait_s)[0]:
             data = os.read(0, 1 << 18)
@@ -78,12 +78,12 @@ class Pipe:
                 os._exit(0)
             self._buffer += data
         for frame in unpack(self._buffer):
-            if frame.kind is Kind.ALIVE:
-                self.send(Kind.ALIVE, frame.channel)
+            if frame.kind is FrameType.ALIVE:
+                self.send(FrameType.ALIVE, frame.channel)
             else:
                 yield frame
 
-    def send(self, kind: Kind, channel: int, payload: bytes = b"") -> None:
+    def send(self, kind: FrameType, channel: int, payload: bytes = b"") -> None:
         data = memoryview(pack(kind, channel, payload))
         try:
             while data:

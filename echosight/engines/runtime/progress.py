@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Loading:
+class LoadProgress:
     """How far something called `name` has come, for people."""
 
     def __init__(self, name: str) -> None:
@@ -39,7 +39,7 @@ class Loading:
 
 
 # Bars are made deep inside other people's code, so the thread is what leads to the part that is being loaded.
-_current: ContextVar[Loading | None] = ContextVar("loading", default=None)
+_current: ContextVar[LoadProgress | None] = ContextVar("loading", default=None)
 
 
 def tell(what: str, done: float | None = None) -> None:
@@ -57,7 +57,7 @@ class Part(Protocol):
     async def start(self) -> None: ...
 
 
-class Roll:
+class StartupProgress:
     """The parts that are being started."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ LATEST_S = 20.0
 """After the first attempt began, none follows: where each of them takes a minute, somebody else had better answer."""
 
 
-class Unavailable(EngineFailure):
+class TransientError(EngineFailure):
     """It may work later: no connection, no answer in time, too many requests, a broken server.
 
     `retry_after` is the server's wish, in seconds.
@@ -39,8 +39,8 @@ class Unavailable(EngineFailure):
         self.retry_after = retry_after
 
 
-async def retrying(start: Callable[[], AsyncGenerator[T]], pauses_s: Sequence[float]) -> AsyncGenerator[T]:
-    """Stream what `start` makes; where it is `Unavailable` before the first piece, pause and start again."""
+async def retry_stream(start: Callable[[], AsyncGenerator[T]], pauses_s: Sequence[float]) -> AsyncGenerator[T]:
+    """Stream what `start` makes; where it is `TransientError` before the first piece, pause and start again."""
     since = time.monotonic()
     for pause in (*pauses_s, None):
         begun = False
@@ -50,24 +50,24 @@ async def retrying(start: Callable[[], AsyncGenerator[T]], pauses_s: Sequence[fl
                     begun = True
                     yield piece
             return
-        except Unavailable as error:
+        except TransientError as error:
             if begun:
                 raise
             await _pause(error, pause, since)
 
 
-async def attempts(work: Callable[[], Awaitable[T]], pauses_s: Sequence[float]) -> T:
-    """The result of `work`; where it is `Unavailable`, pause and try again."""
+async def retry(work: Callable[[], Awaitable[T]], pauses_s: Sequence[float]) -> T:
+    """The result of `work`; where it is `TransientError`, pause and try again."""
     since = time.monotonic()
     for pause in (*pauses_s, None):
         try:
             return await work()
-        except Unavailable as error:
+        except TransientError as error:
             await _pause(error, pause, since)
     raise AssertionError("unreachable")
 
 
-async def _pause(error: Unavailable, pause: float | None, since: float) -> None:
+async def _pause(error: TransientError, pause: float | None, since: float) -> None:
     """Wait before the next attempt, as long as the server asks for. Raises the error where there is none."""
     wait = max(pause or 0.0, error.retry_after or 0.0)
     if pause is None or wait > LONGEST_S or time.monotonic() + wait > since + LATEST_S:

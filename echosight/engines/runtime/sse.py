@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 import orjson
 
-from echosight.engines.runtime.retries import Unavailable
+from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure
 
 LONGEST_LINE = 1 << 20
@@ -20,7 +20,7 @@ async def events(response: httpx.Response, name: str, silence_s: float) -> Async
     """The objects, each in its turn. ``[DONE]`` becomes a last choice, for servers that gave no reason.
 
     Comments keep a connection open for as long as a server likes, so it is events that must come within `silence_s`.
-    Raises `Unavailable` where they do not, and EngineFailure for what is no such stream.
+    Raises `TransientError` where they do not, and EngineFailure for what is no such stream.
     """
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind != "text/event-stream":
@@ -31,7 +31,7 @@ async def events(response: httpx.Response, name: str, silence_s: float) -> Async
                 async with asyncio.timeout(silence_s):
                     data = await _next_data(lines)
             except TimeoutError:
-                raise Unavailable(f"{name} said nothing for {silence_s:g} s") from None
+                raise TransientError(f"{name} said nothing for {silence_s:g} s") from None
             if data is None:
                 return
             if data == b"[DONE]":

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import echosight
-from echosight.engines.runtime.ipc import HEAD, Frame, Kind, pack
+from echosight.engines.runtime.ipc import HEADER, FrameType, IpcFrame, pack
 from echosight.engines.runtime.stderr import lines
 from echosight.errors import EngineFailure, SetupError
 
@@ -38,13 +38,13 @@ class Channel:
     def __init__(self, process: Process, number: int, window: int) -> None:
         self._process = process
         self._number = number
-        self._frames: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._frames: asyncio.Queue[IpcFrame | None] = asyncio.Queue()
         self._credit = window
         self._room = asyncio.Event()
         self._room.set()
         self.failed = False
 
-    def send(self, kind: Kind, payload: bytes = b"") -> None:
+    def send(self, kind: FrameType, payload: bytes = b"") -> None:
         """Raises EngineFailure where the process is gone."""
         if self.failed:
             raise self._gone()
@@ -56,26 +56,26 @@ class Channel:
             self._room.clear()
             await self._room.wait()
         self._credit -= len(pcm)
-        self.send(Kind.AUDIO, pcm)
+        self.send(FrameType.AUDIO, pcm)
         await self._process.drain()
 
-    def news(self) -> Frame | None:
+    def news(self) -> IpcFrame | None:
         """The next frame, if there is one already."""
         with contextlib.suppress(asyncio.QueueEmpty):
             return self._frames.get_nowait()
         return None
 
-    async def receive(self) -> Frame:
+    async def receive(self) -> IpcFrame:
         """The next frame. Raises EngineFailure where the process died or could not do what was asked."""
         frame = await self._frames.get()
         if frame is None:
             raise self._gone()
-        if frame.kind is Kind.FAIL:
+        if frame.kind is FrameType.FAIL:
             raise EngineFailure(frame.payload.decode(errors="replace"))
         return frame
 
-    def deliver(self, frame: Frame) -> None:
-        if frame.kind is Kind.CREDIT:
+    def deliver(self, frame: IpcFrame) -> None:
+        if frame.kind is FrameType.CREDIT:
             self._credit += int.from_bytes(frame.payload, "little")
             self._room.set()
         else:
@@ -89,7 +89,7 @@ class Channel:
     def close(self) -> None:
         """The request is over, done or not."""
         if self._process.drop(self._number) and not self.failed:
-            self.send(Kind.END)
+            self.send(FrameType.END)
 
     def _gone(self) -> EngineFailure:
         return EngineFailure(f"The {self._process.name} process died; it is being restarted")
@@ -229,7 +229,7 @@ class Process:
         missed = 0
         while missed < MISSES:
             heard = self._frames_heard
-            self.write(pack(Kind.ALIVE, 0))
+            self.write(pack(FrameType.ALIVE, 0))
             await asyncio.sleep(self._check_s)
             missed = missed + 1 if self._frames_heard == heard else 0
         self._last_words = "it hung"
@@ -239,10 +239,10 @@ class Process:
         """Hand every frame to its channel, until the process ends."""
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
-                kind, number, length = HEAD.unpack(await stdout.readexactly(HEAD.size))
-                frame = Frame(Kind(kind), number, await stdout.readexactly(length))
+                kind, number, length = HEADER.unpack(await stdout.readexactly(HEADER.size))
+                frame = IpcFrame(FrameType(kind), number, await stdout.readexactly(length))
                 self._frames_heard += 1
-                if frame.kind is Kind.READY:
+                if frame.kind is FrameType.READY:
                     self.hello = frame.payload
                     self._ready.set()
                 elif channel := self._channels.get(number):

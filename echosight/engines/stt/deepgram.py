@@ -10,10 +10,10 @@ import httpx
 import orjson
 import websockets
 
-from echosight.engines.runtime.http_client import LOOPBACK, Refused, Upstream, deepgram_key, retry_after
-from echosight.engines.runtime.retries import SPEECH_S, Unavailable, attempts
+from echosight.engines.runtime.http_client import LOOPBACK, HttpService, PermanentError, deepgram_key, retry_after
+from echosight.engines.runtime.retries import SPEECH_S, TransientError, retry
 from echosight.errors import EngineFailure
-from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
 from echosight.settings import Settings
 
 DEFAULT_MODEL = "nova-3"
@@ -23,14 +23,14 @@ FINAL_S = 3.0
 """How long the last words may take to be final; then they are taken as they are."""
 
 TOLERANCE_S = 0.05
-BYTES_A_SECOND = 2 * HEARD_HZ
+BYTES_A_SECOND = 2 * INPUT_SAMPLE_RATE
 
 
-class DeepgramTranscriber:
-    """A `Transcriber`: one WebSocket an utterance, partial texts and word times."""
+class DeepgramSTT:
+    """A `STT`: one WebSocket an utterance, partial texts and word times."""
 
     def __init__(self, url: str, key: str, model: str, language: str | None = None) -> None:
-        self._http = Upstream(f"{url.rstrip('/')}/v1/listen", key, scheme="Token")
+        self._http = HttpService(f"{url.rstrip('/')}/v1/listen", key, scheme="Token")
         self.name = f"{model} at {self._http.name}"
         self._key = key
         self._model = model
@@ -59,7 +59,10 @@ class DeepgramTranscriber:
         return stream.news()
 
     async def finish(self, utterance: str) -> Transcript:
-        """Where the connection broke, all is sent again on another. Raises `Unavailable`, `Refused`, EngineFailure."""
+        """Sends everything again on a new connection if the old one broke.
+
+        Raises `TransientError`, `PermanentError` and EngineFailure.
+        """
         if utterance not in self._streams:
             raise EngineFailure("The transcriber heard nothing of this turn")
 
@@ -70,7 +73,7 @@ class DeepgramTranscriber:
                 stream = self._streams[utterance] = stream.again()
             return await stream.finish()
 
-        return await attempts(attempt, SPEECH_S)
+        return await retry(attempt, SPEECH_S)
 
     async def forget(self, utterance: str) -> None:
         if (stream := self._streams.pop(utterance, None)) is not None:
@@ -80,7 +83,7 @@ class DeepgramTranscriber:
         wanted = {
             "model": self._model,
             "encoding": "linear16",
-            "sample_rate": str(HEARD_HZ),
+            "sample_rate": str(INPUT_SAMPLE_RATE),
             "channels": "1",
             "interim_results": "true",
             "smart_format": "true",
@@ -135,7 +138,7 @@ class _Stream:
                     self._changed.clear()
                     if self.broken:
                         self._task.result()
-                        raise Unavailable("Deepgram ended the connection")
+                        raise TransientError("Deepgram ended the connection")
                     await self._changed.wait()
         return self._understood.transcript
 
@@ -157,7 +160,7 @@ class _Stream:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
         except websockets.ConnectionClosed as error:
-            raise Unavailable(
+            raise TransientError(
                 f"Deepgram broke off: {error.rcvd.reason if error.rcvd else 'no reason given'}"
             ) from error
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -177,10 +180,10 @@ class _Stream:
             status = error.response.status_code
             if status >= 500 or status == 429:
                 wish = retry_after(error.response.headers)
-                raise Unavailable(f"Deepgram is in trouble ({status})", wish) from error
-            raise Refused(f"Deepgram does not take the connection ({status})", status, "") from error
+                raise TransientError(f"Deepgram is in trouble ({status})", wish) from error
+            raise PermanentError(f"Deepgram does not take the connection ({status})", status, "") from error
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
-            raise Unavailable(f"Deepgram cannot be reached: {error or type(error).__name__}") from error
+            raise TransientError(f"Deepgram cannot be reached: {error or type(error).__name__}") from error
 
     async def _pump(self, socket: websockets.ClientConnection) -> None:
         while True:
@@ -230,5 +233,5 @@ class _Understood:
         self.flushed = self.flushed or bool(message.get("from_finalize"))
 
 
-def transcriber(model: str | None, settings: Settings) -> DeepgramTranscriber:
-    return DeepgramTranscriber(settings.deepgram_url, deepgram_key(settings), model or DEFAULT_MODEL, settings.language)
+def transcriber(model: str | None, settings: Settings) -> DeepgramSTT:
+    return DeepgramSTT(settings.deepgram_url, deepgram_key(settings), model or DEFAULT_MODEL, settings.language)

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from echosight.audio.formats import wav_bytes
-from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, Refused, Upstream, endpoint, key_for
-from echosight.engines.runtime.retries import SPEECH_S, attempts
+from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, HttpService, PermanentError, endpoint, key_for
+from echosight.engines.runtime.retries import SPEECH_S, retry
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.settings import Settings
@@ -20,10 +20,10 @@ NO_SPEECH, LOG_PROBABILITY = 0.6, -1.0
 """Whisper's own rule for segments in which nobody spoke."""
 
 
-class OpenAITranscriber:
-    """A `Transcriber` that sends an utterance whole, when it may be over. It knows no partial texts."""
+class OpenAISTT:
+    """A `STT` that sends an utterance whole, when it may be over. It knows no partial texts."""
 
-    def __init__(self, upstream: Upstream, model: str, *, name: str = "", language: str | None = None) -> None:
+    def __init__(self, upstream: HttpService, model: str, *, name: str = "", language: str | None = None) -> None:
         self.upstream = upstream
         self.name = f"{name or model} at {upstream.name}"
         self._model = model
@@ -47,13 +47,13 @@ class OpenAITranscriber:
         return None
 
     async def finish(self, utterance: str) -> Transcript:
-        """Raises `Unavailable`, `Refused` and EngineFailure."""
+        """Raises `TransientError`, `PermanentError` and EngineFailure."""
         said = self._utterances.get(utterance)
         if said is None:
             raise EngineFailure("The transcriber heard nothing of this turn")
         if said.transcript is None:
             pcm = bytes(said.pcm)
-            transcript = await attempts(lambda: self._transcribe(pcm, said.language), SPEECH_S)
+            transcript = await retry(lambda: self._transcribe(pcm, said.language), SPEECH_S)
             if len(said.pcm) > len(pcm):
                 return transcript
             said.transcript = transcript
@@ -67,7 +67,7 @@ class OpenAITranscriber:
             return await self._ask(pcm, language, verbose=False)
         try:
             return await self._ask(pcm, language, verbose=True)
-        except Refused as error:
+        except PermanentError as error:
             if error.status not in (400, 422):
                 raise
         transcript = await self._ask(pcm, language, verbose=False)
@@ -125,12 +125,12 @@ def _placed(text: str, words: Any) -> tuple[Word, ...]:
     return tuple(placed)
 
 
-def at(url: str, model: str, settings: Settings) -> OpenAITranscriber:
-    upstream = Upstream(endpoint(url, ROUTE), key_for(url, settings), silence_s=SPEECH_SILENCE_S)
-    return OpenAITranscriber(upstream, model, language=settings.language)
+def at(url: str, model: str, settings: Settings) -> OpenAISTT:
+    upstream = HttpService(endpoint(url, ROUTE), key_for(url, settings), silence_s=SPEECH_SILENCE_S)
+    return OpenAISTT(upstream, model, language=settings.language)
 
 
-def openai(model: str | None, settings: Settings) -> OpenAITranscriber:
+def openai(model: str | None, settings: Settings) -> OpenAISTT:
     """`model` at WHISPER_URL, or else at OPENAI_API_BASE."""
     url = settings.whisper_url or settings.openai_api_base
     if url.startswith("https://api.openai.com") and key_for(url, settings) is None:
@@ -138,7 +138,7 @@ def openai(model: str | None, settings: Settings) -> OpenAITranscriber:
     return at(url, model or "whisper-1", settings)
 
 
-def groq(model: str | None, settings: Settings) -> OpenAITranscriber:
+def groq(model: str | None, settings: Settings) -> OpenAISTT:
     if settings.groq_api_key is None:
         raise SetupError("--stt groq needs a key: set GROQ_API_KEY")
     return at("https://api.groq.com/openai/v1", model or "whisper-large-v3-turbo", settings)

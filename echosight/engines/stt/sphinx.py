@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
-from echosight.engines.runtime.ipc import Frame, Kind
+from echosight.engines.runtime.ipc import FrameType, IpcFrame
 from echosight.engines.runtime.subprocess_pool import Channel, Pool
 from echosight.errors import EngineFailure
 from echosight.media import Transcript, Word
@@ -23,13 +23,13 @@ class _Utterance:
         self.questions = itertools.count()
         self.partial = ""
 
-    def read(self, frame: Frame) -> None:
-        if frame.kind is Kind.PARTIAL:
+    def read(self, frame: IpcFrame) -> None:
+        if frame.kind is FrameType.PARTIAL:
             self.partial = frame.payload.decode()
 
 
-class SphinxTranscriber:
-    """A `Transcriber`. A process follows some six speakers at a time, on at most `decoders` decoders of 100 MB each."""
+class SphinxSTT:
+    """A `STT`. A process follows some six speakers at a time, on at most `decoders` decoders of 100 MB each."""
 
     name = "pocketsphinx"
 
@@ -62,11 +62,11 @@ class SphinxTranscriber:
         if said is None:
             raise EngineFailure("The transcriber heard nothing of this turn")
         question = str(next(said.questions))
-        said.channel.send(Kind.FINISH, question.encode())
+        said.channel.send(FrameType.FINISH, question.encode())
         while True:
             frame = await said.channel.receive()
             said.read(frame)
-            if frame.kind is Kind.FINAL:
+            if frame.kind is FrameType.FINAL:
                 answer = json.loads(frame.payload)
                 # An earlier, abandoned `finish` may still be answered.
                 if answer["asked"] == question:
@@ -79,11 +79,11 @@ class SphinxTranscriber:
 
     async def _begin(self, utterance: str, speaker: str) -> _Utterance:
         channel = await self.pool.open(WINDOW_BYTES, key=speaker)
-        channel.send(Kind.BEGIN, json.dumps({"speaker": speaker}).encode())
+        channel.send(FrameType.BEGIN, json.dumps({"speaker": speaker}).encode())
         self._utterances[utterance] = said = _Utterance(channel)
         return said
 
 
-def transcriber(argument: str | None, settings: Settings) -> SphinxTranscriber:
+def transcriber(argument: str | None, settings: Settings) -> SphinxSTT:
     """It has one model, so there is no argument."""
-    return SphinxTranscriber(settings.speech_workers)
+    return SphinxSTT(settings.speech_workers)

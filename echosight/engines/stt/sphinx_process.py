@@ -8,8 +8,8 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from echosight.engines.runtime.ipc import Frame, Kind, Pipe
-from echosight.media import HEARD_HZ
+from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
+from echosight.media import INPUT_SAMPLE_RATE
 
 STEP_BYTES = 1024
 """32 ms: what is decoded between two looks at the pipe."""
@@ -54,7 +54,7 @@ class Utterance:
         decoder.set_cmn(cmn)
         decoder.start_utt()
         self.decoder = decoder
-        self._begun_ms = self.decoded * 500 // HEARD_HZ
+        self._begun_ms = self.decoded * 500 // INPUT_SAMPLE_RATE
 
     def step(self) -> None:
         """Decode 32 ms, or the rest where the utterance is to be finished."""
@@ -90,7 +90,7 @@ class Utterance:
 class Recogniser:
     """Many utterances on a few decoders, 32 ms of the one with the shortest backlog at a time."""
 
-    def __init__(self, pipe: Pipe, most_decoders: int) -> None:
+    def __init__(self, pipe: WorkerPipe, most_decoders: int) -> None:
         self._pipe = pipe
         self._utterances: dict[int, Utterance] = {}
         self._free = [_decoder()]
@@ -98,7 +98,7 @@ class Recogniser:
         self._cmn: OrderedDict[str, str] = OrderedDict()
 
     def run(self) -> None:
-        self._pipe.send(Kind.READY, 0)
+        self._pipe.send(FrameType.READY, 0)
         while True:
             runnable = [u for u in self._utterances.values() if u.runnable]
             able = [u for u in runnable if u.decoder or self._equip(u)]
@@ -107,17 +107,17 @@ class Recogniser:
             if able:
                 self._advance(min(able, key=lambda u: len(u.pending)))
 
-    def _receive(self, frame: Frame) -> None:
-        if frame.kind is Kind.BEGIN:
+    def _receive(self, frame: IpcFrame) -> None:
+        if frame.kind is FrameType.BEGIN:
             self._utterances[frame.channel] = Utterance(frame.channel, json.loads(frame.payload)["speaker"])
         elif utterance := self._utterances.get(frame.channel):
             utterance.active_at = time.monotonic()
             match frame.kind:
-                case Kind.AUDIO:
+                case FrameType.AUDIO:
                     utterance.pending += frame.payload
-                case Kind.FINISH:
+                case FrameType.FINISH:
                     utterance.finish = frame.payload
-                case Kind.END:
+                case FrameType.END:
                     del self._utterances[frame.channel]
                     self._release(utterance)
 
@@ -129,11 +129,11 @@ class Recogniser:
             self._conclude(utterance)
         elif (text := utterance.text()) != utterance.partial:
             utterance.partial = text
-            self._pipe.send(Kind.PARTIAL, utterance.channel, text.encode())
+            self._pipe.send(FrameType.PARTIAL, utterance.channel, text.encode())
         if utterance.unacknowledged >= ACK_BYTES:
-            self._pipe.send(Kind.CREDIT, utterance.channel, utterance.unacknowledged.to_bytes(4, "little"))
+            self._pipe.send(FrameType.CREDIT, utterance.channel, utterance.unacknowledged.to_bytes(4, "little"))
             utterance.unacknowledged = 0
-        if utterance.decoded // (2 * HEARD_HZ) >= LONGEST_S:
+        if utterance.decoded // (2 * INPUT_SAMPLE_RATE) >= LONGEST_S:
             self._release(utterance)
 
     def _conclude(self, utterance: Utterance) -> None:
@@ -146,14 +146,14 @@ class Recogniser:
         utterance.finish = None
         utterance.partial = text
         answer = json.dumps({"asked": asked, "text": text, "words": ends})
-        self._pipe.send(Kind.FINAL, utterance.channel, answer.encode())
+        self._pipe.send(FrameType.FINAL, utterance.channel, answer.encode())
 
     def _equip(self, utterance: Utterance) -> bool:
         """Find it a decoder: a free one, a new one, or that of an utterance which has fallen silent."""
         if not self._free and self._more > 0:
             self._more -= 1
             self._free.append(_decoder())
-            self._pipe.send(Kind.ALIVE, 0)  # it took long, and several may be made in a row
+            self._pipe.send(FrameType.ALIVE, 0)  # it took long, and several may be made in a row
         if not self._free:
             long_ago = time.monotonic() - IDLE_S
             idle = [u for u in self._utterances.values() if u.decoder and not u.runnable and u.active_at < long_ago]
@@ -181,13 +181,13 @@ def _decoder() -> Any:
 
     # The two later passes would cost 100 ms at the end of a turn (800 at worst) and gain one point of word error rate.
     # Following 4000 states a frame instead of 30,000 costs nothing measurable and saves 40 % of the time.
-    decoder = Decoder(samprate=HEARD_HZ, loglevel="FATAL", fwdflat=False, bestpath=False, maxhmmpf=4000)
+    decoder = Decoder(samprate=INPUT_SAMPLE_RATE, loglevel="FATAL", fwdflat=False, bestpath=False, maxhmmpf=4000)
     # A decoder's first utterance scores a little differently from all later ones.
     decoder.start_utt()
-    decoder.process_raw(bytes(HEARD_HZ // 5), False, False)
+    decoder.process_raw(bytes(INPUT_SAMPLE_RATE // 5), False, False)
     decoder.end_utt()
     return decoder
 
 
 if __name__ == "__main__":
-    Recogniser(Pipe(), most_decoders=int(sys.argv[1])).run()
+    Recogniser(WorkerPipe(), most_decoders=int(sys.argv[1])).run()

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echosight.engines.runtime.extras import need
+from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
 from echosight.settings import Settings
 
 STEP_BYTES = 8_000
@@ -49,8 +49,8 @@ class _Utterance:
         return " ".join([*(word for _, word in self.closed), *partial.split()])
 
 
-class VoskTranscriber:
-    """A `Transcriber`. `build` loads the model and gives what makes a recogniser of it."""
+class VoskSTT:
+    """A `STT`. `build` loads the model and gives what makes a recogniser of it."""
 
     def __init__(self, name: str, build: Callable[[], Callable[[], Any]]) -> None:
         self.name = name
@@ -102,9 +102,9 @@ class VoskTranscriber:
             raise EngineFailure(f"Vosk failed: {error}") from error
 
 
-def transcriber(argument: str | None, settings: Settings) -> VoskTranscriber:
+def transcriber(argument: str | None, settings: Settings) -> VoskSTT:
     """`argument`: the folder of a model. Raises `SetupError`."""
-    need("Vosk", "vosk", extra="vosk", flag="--stt vosk")
+    require_extra("Vosk", "vosk", extra="vosk", flag="--stt vosk")
     named = argument or settings.vosk_model_path
     folder = Path(named).expanduser()
     if not named or not folder.is_dir():
@@ -113,7 +113,7 @@ def transcriber(argument: str | None, settings: Settings) -> VoskTranscriber:
             f"{shown} is no folder of a Vosk model: unpack one of alphacephei's list of models, such as "
             "vosk-model-small-en-us-0.15, then VOSK_MODEL_PATH=DIR uv run --extra vosk model_server.py --stt vosk"
         )
-    return VoskTranscriber(f"vosk {folder.name}", lambda: read_model(folder))
+    return VoskSTT(f"vosk {folder.name}", lambda: read_model(folder))
 
 
 def read_model(folder: Path) -> Callable[[], Any]:
@@ -127,7 +127,7 @@ def read_model(folder: Path) -> Callable[[], Any]:
         raise SetupError(f"{folder} is no model that Vosk can read; VOSK_MODEL_PATH names another") from error
 
     def recognizer() -> Any:
-        made = vosk.KaldiRecognizer(model, HEARD_HZ)
+        made = vosk.KaldiRecognizer(model, INPUT_SAMPLE_RATE)
         made.SetWords(True)
         return made
 

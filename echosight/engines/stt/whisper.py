@@ -15,18 +15,18 @@ import numpy as np
 
 from echosight.audio.silero import Samples
 from echosight.audio.speech_spans import VadOptions, get_speech_timestamps
-from echosight.engines.runtime.extras import need
+from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.huggingface.download import download
-from echosight.engines.runtime.progress import Loading, tell
+from echosight.engines.runtime.progress import LoadProgress, tell
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
 from echosight.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "small"
-BYTES_A_MS = HEARD_HZ // 500
+BYTES_A_MS = INPUT_SAMPLE_RATE // 500
 
 CADENCE_MS = 500
 """New speech that is worth another look."""
@@ -141,14 +141,14 @@ class Decoder:
         return segments, info.language
 
 
-class WhisperTranscriber:
-    """A `Transcriber`. `build` loads the model. Partial texts and final ones have a thread each, so that the end of
+class WhisperSTT:
+    """A `STT`. `build` loads the model. Partial texts and final ones have a thread each, so that the end of
     a turn never waits for somebody else's partial text.
     """
 
     def __init__(self, name: str, build: Callable[[], Decoder], language: str | None = None) -> None:
         self.name = name
-        self.loading = Loading(name)
+        self.loading = LoadProgress(name)
         self._build = build
         self._language = language
         self._looks = Worker("whisper-looks")
@@ -232,16 +232,14 @@ class WhisperTranscriber:
             raise EngineFailure(f"Whisper failed: {error}") from error
 
 
-def transcriber(argument: str | None, settings: Settings) -> WhisperTranscriber:
+def transcriber(argument: str | None, settings: Settings) -> WhisperSTT:
     """`argument`: a size (``small``, ``distil-large-v3``…), a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
-    need("Whisper", "faster_whisper", extra="whisper", flag=f"--stt whisper:{source}")
+    require_extra("Whisper", "faster_whisper", extra="whisper", flag=f"--stt whisper:{source}")
     if _is_folder(source):
         check_folder(Path(source).expanduser())
     name = Path(source).name
-    return WhisperTranscriber(
-        f"whisper {name}", lambda: Decoder(read_model(source, settings.device)), settings.language
-    )
+    return WhisperSTT(f"whisper {name}", lambda: Decoder(read_model(source, settings.device)), settings.language)
 
 
 def read_model(source: str, device: str = "auto") -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.ipc import Kind
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.ipc import FrameType
 from echosight.engines.runtime.subprocess_pool import Pool
 from echosight.media import Word
 from echosight.options import GenerateOptions
@@ -18,8 +18,8 @@ AHEAD_BYTES = 44_100
 WORDS_A_MINUTE = 175
 
 
-class EspeakVoice:
-    """A `Voice` of 22,050 Hz. `language` speaks where the options name neither a voice nor a language.
+class EspeakTTS:
+    """A `TTS` of 22,050 Hz. `language` speaks where the options name neither a voice nor a language.
 
     A voice is a language (``de``, ``en-gb``), with a variant if wished (``en-us+f3``).
     """
@@ -41,30 +41,30 @@ class EspeakVoice:
     async def close(self) -> None:
         await self.pool.close()
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Pieces of 60 ms. Unknown voices and languages are spoken in the default one."""
         channel = await self.pool.open()
         words: list[Word] = []
         last = Word(0, 0)
-        held: SpeechPiece | None = None
+        held: SpeechChunk | None = None
         try:
-            channel.send(Kind.BEGIN, self._request(text, options))
-            while (frame := await channel.receive()).kind is not Kind.DONE:
-                if frame.kind is Kind.WORDS:
+            channel.send(FrameType.BEGIN, self._request(text, options))
+            while (frame := await channel.receive()).kind is not FrameType.DONE:
+                if frame.kind is FrameType.WORDS:
                     for sample, at, length in json.loads(frame.payload):
                         end = _word_end(text, at + length)
-                        if end > last.end:
+                        if end > last.text_end:
                             words.append(last := Word(sample * 1000 // self.rate, end))
-                elif frame.kind is Kind.AUDIO:
+                elif frame.kind is FrameType.AUDIO:
                     if held:
                         yield held
-                    held = SpeechPiece(frame.payload, tuple(words))
+                    held = SpeechChunk(frame.payload, tuple(words))
                     words.clear()
-                    channel.send(Kind.CREDIT, len(frame.payload).to_bytes(4, "little"))
-            if held and last.end:
+                    channel.send(FrameType.CREDIT, len(frame.payload).to_bytes(4, "little"))
+            if held and last.text_end:
                 # Idioms ("at once") are one word to espeak, and it may be the last one.
                 tail = Word(last.start_ms, len(text.rstrip()))
-                yield SpeechPiece(held.pcm, held.words if tail == last else (*held.words, tail))
+                yield SpeechChunk(held.pcm, held.words if tail == last else (*held.words, tail))
             elif held:
                 yield held
         finally:
@@ -83,9 +83,9 @@ class EspeakVoice:
         ).encode()
 
 
-def voice(argument: str | None, settings: Settings) -> EspeakVoice:
+def voice(argument: str | None, settings: Settings) -> EspeakTTS:
     """`argument`: the voice that speaks where none is asked for, such as ``de`` or ``en-us+f3``."""
-    return EspeakVoice(language=argument or settings.language or "en-us")
+    return EspeakTTS(language=argument or settings.language or "en-us")
 
 
 def _word_end(text: str, at: int) -> int:

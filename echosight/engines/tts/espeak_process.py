@@ -10,7 +10,7 @@ from typing import Any
 
 import espeakng_loader
 
-from echosight.engines.runtime.ipc import Frame, Kind, Pipe
+from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
 
 SYNCHRONOUS, UTF8, RATE = 2, 1, 1
 WORD = 1
@@ -81,7 +81,7 @@ class Job:
 class Speaker:
     """Speaks for many requests, each as far as its reader gave credit."""
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: WorkerPipe) -> None:
         self._pipe = pipe
         self._jobs: dict[int, Job] = {}
         self._current: Job | None = None
@@ -94,7 +94,7 @@ class Speaker:
         self._speak.espeak_SetSynthCallback(self._callback)
 
     def run(self) -> None:
-        self._pipe.send(Kind.READY, 0, json.dumps({"rate": self.rate, "voices": self._voices()}).encode())
+        self._pipe.send(FrameType.READY, 0, json.dumps({"rate": self.rate, "voices": self._voices()}).encode())
         while True:
             able = [job for job in self._jobs.values() if job.credit > 0]
             self._take(0 if able else None)
@@ -106,13 +106,13 @@ class Speaker:
         for frame in self._pipe.take(wait_s):
             self._receive(frame)
 
-    def _receive(self, frame: Frame) -> None:
+    def _receive(self, frame: IpcFrame) -> None:
         match frame.kind:
-            case Kind.BEGIN:
+            case FrameType.BEGIN:
                 self._jobs[frame.channel] = Job(frame.channel, **json.loads(frame.payload))
-            case Kind.CREDIT if job := self._jobs.get(frame.channel):
+            case FrameType.CREDIT if job := self._jobs.get(frame.channel):
                 job.credit += int.from_bytes(frame.payload, "little")
-            case Kind.END:
+            case FrameType.END:
                 self._jobs.pop(frame.channel, None)
 
     def _advance(self, job: Job) -> None:
@@ -121,14 +121,14 @@ class Speaker:
             return
         if job.at >= len(job.text):
             del self._jobs[job.channel]
-            self._pipe.send(Kind.DONE, job.channel)
+            self._pipe.send(FrameType.DONE, job.channel)
             return
         self._choose_voice(job)
         self._current = job
         text = job.next_go().replace("\0", " ").encode(errors="replace") + b"\0"
         error = self._speak.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, UTF8, None, None)
         if error and self._jobs.pop(job.channel, None):
-            self._pipe.send(Kind.FAIL, job.channel, f"espeak-ng reports error {error}".encode())
+            self._pipe.send(FrameType.FAIL, job.channel, f"espeak-ng reports error {error}".encode())
 
     def _on_speech(self, samples: Any, count: int, events: Any) -> int:
         """espeak hands over 60 ms or less; anything but 0 makes it stop."""
@@ -152,9 +152,9 @@ class Speaker:
         while job.made and job.credit > 0:
             words, pcm = job.made.popleft()
             if words:
-                self._pipe.send(Kind.WORDS, job.channel, json.dumps(words).encode())
+                self._pipe.send(FrameType.WORDS, job.channel, json.dumps(words).encode())
             if pcm:
-                self._pipe.send(Kind.AUDIO, job.channel, pcm)
+                self._pipe.send(FrameType.AUDIO, job.channel, pcm)
                 job.credit -= len(pcm)
 
     def _choose_voice(self, job: Job) -> None:
@@ -176,4 +176,4 @@ class Speaker:
 
 
 if __name__ == "__main__":
-    Speaker(Pipe()).run()
+    Speaker(WorkerPipe()).run()

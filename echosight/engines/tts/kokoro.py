@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.extras import need
-from echosight.engines.tts.local import SpeakerVoice, pcm16, pieces
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.extras import require_extra
+from echosight.engines.tts.local import LocalTTS, pcm16, pieces
 from echosight.errors import SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
@@ -31,7 +31,7 @@ LANGUAGES = {
 """What the first letter of a voice's name stands for."""
 
 
-class KokoroSpeaker:
+class KokoroModel:
     """The model, in the thread that owns it. `preferred` speaks where the options name no voice."""
 
     rate = 24_000
@@ -44,7 +44,7 @@ class KokoroSpeaker:
         first = preferred if preferred in names else names[0]
         self.voices: tuple[str, ...] = (first, *(name for name in names if name != first))
 
-    def speak(self, text: str, options: GenerateOptions) -> Generator[SpeechPiece, None, None]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
         """The whole sentence is computed in the first step."""
         name = self._voice(options)
         speed = min(max(options.speed, 0.5), 2.0)
@@ -81,12 +81,12 @@ def word_times(text: str, phonemes: Sequence[tuple[str, float]]) -> tuple[Word, 
     return tuple(Word(round(1000 * at), word.end()) for at, word in zip(begins, written, strict=True))
 
 
-def voice(argument: str | None, settings: Settings) -> SpeakerVoice:
+def voice(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: the folder of Kokoro's two files. Raises `SetupError`."""
-    need("Kokoro", "kokoro_onnx", extra="kokoro", flag="--tts kokoro")
+    require_extra("Kokoro", "kokoro_onnx", extra="kokoro", flag="--tts kokoro")
     model, voices = find_files([argument] if argument else FOLDERS)
     preferred = settings.kokoro_voice or settings.voice or DEFAULT_VOICE
-    return SpeakerVoice("kokoro", lambda: read_speaker(model, voices, preferred), KokoroSpeaker.rate)
+    return LocalTTS("kokoro", lambda: read_speaker(model, voices, preferred), KokoroModel.rate)
 
 
 def find_files(folders: Sequence[str]) -> tuple[Path, Path]:
@@ -102,12 +102,12 @@ def find_files(folders: Sequence[str]) -> tuple[Path, Path]:
     )
 
 
-def read_speaker(model: Path, voices: Path, preferred: str) -> KokoroSpeaker:
+def read_speaker(model: Path, voices: Path, preferred: str) -> KokoroModel:
     """Raises `SetupError`."""
     from kokoro_onnx import Kokoro
 
     try:
-        return KokoroSpeaker(Kokoro(str(model), str(voices)), preferred)
+        return KokoroModel(Kokoro(str(model), str(voices)), preferred)
     except SetupError:
         raise
     except Exception as error:  # ONNX Runtime and NumPy raise what they like for a broken file

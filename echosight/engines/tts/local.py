@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.progress import Loading
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.progress import LoadProgress
 from echosight.engines.runtime.worker import Worker
 from echosight.engines.tts.word_timing import spread_words
 from echosight.errors import EngineFailure
@@ -19,27 +19,27 @@ from echosight.options import GenerateOptions
 PIECE_MS = 60
 
 
-class Speaker(Protocol):
+class LocalModel(Protocol):
     """A loaded model. It is only used in the thread that loaded it."""
 
     rate: int
     voices: tuple[str, ...]
 
-    def speak(self, text: str, options: GenerateOptions) -> Generator[SpeechPiece, None, None]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
         """One sentence. Raises RuntimeError, ValueError or MemoryError where the model breaks."""
 
 
-class SpeakerVoice:
-    """A `Voice`. `build` loads its speaker; until then `rate` is what is expected."""
+class LocalTTS:
+    """A `TTS`. `build` loads its speaker; until then `rate` is what is expected."""
 
-    def __init__(self, name: str, build: Callable[[], Speaker], rate: int) -> None:
+    def __init__(self, name: str, build: Callable[[], LocalModel], rate: int) -> None:
         self.name = name
-        self.loading = Loading(name)
+        self.loading = LoadProgress(name)
         self.rate = rate
         self.voices: tuple[str, ...] = ()
         self._build = build
         self._worker = Worker(name)
-        self._speaker: Speaker
+        self._speaker: LocalModel
 
     async def start(self) -> None:
         self._speaker = await self._worker.call(lambda: self.loading.run(self._build))
@@ -48,11 +48,11 @@ class SpeakerVoice:
     async def close(self) -> None:
         await self._worker.close()
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Raises `EngineFailure`."""
         speaker = self._speaker
         try:
-            async with aclosing(self._worker.stream(lambda: speaker.speak(text, options))) as spoken:
+            async with aclosing(self._worker.stream(lambda: speaker.synthesize(text, options))) as spoken:
                 async for piece in spoken:
                     yield piece
         except (RuntimeError, ValueError, MemoryError) as error:
@@ -64,7 +64,7 @@ def pcm16(wave: Any) -> bytes:
     return bytes((np.clip(np.ravel(wave), -1.0, 1.0) * 32_767).astype("<i2").tobytes())
 
 
-def pieces(text: str, pcm: bytes, rate: int, words: Sequence[Word] = ()) -> Iterator[SpeechPiece]:
+def pieces(text: str, pcm: bytes, rate: int, words: Sequence[Word] = ()) -> Iterator[SpeechChunk]:
     """The speech of `text` in pieces of 60 ms, each with the words that begin in it; the last has all that are left.
 
     Without `words`, they are spread over the speech by their length.
@@ -76,4 +76,4 @@ def pieces(text: str, pcm: bytes, rate: int, words: Sequence[Word] = ()) -> Iter
         last = at + size >= len(pcm)
         begun = tuple(word for word in rest if last or word.start_ms < end_ms)
         del rest[: len(begun)]
-        yield SpeechPiece(pcm[at : at + size], begun)
+        yield SpeechChunk(pcm[at : at + size], begun)

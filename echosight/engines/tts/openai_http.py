@@ -10,9 +10,9 @@ from typing import Any, cast
 import httpx
 
 from echosight.audio.resampling import MAX_HZ, MIN_HZ, Resampler
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, Upstream, endpoint, key_for
-from echosight.engines.runtime.retries import SPEECH_S, Unavailable, retrying
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, HttpService, endpoint, key_for
+from echosight.engines.runtime.retries import SPEECH_S, TransientError, retry_stream
 from echosight.engines.tts.wav_stream import WavStream
 from echosight.errors import EngineFailure, SetupError
 from echosight.options import GenerateOptions
@@ -28,12 +28,14 @@ PIECE_MS = 40
 OPENAI_VOICES = ("alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse")
 
 
-class OpenAIVoice:
-    """A `Voice` of 24 kHz, whatever the server speaks at."""
+class OpenAITTS:
+    """A `TTS` of 24 kHz, whatever the server speaks at."""
 
     rate = RATE
 
-    def __init__(self, upstream: Upstream, model: str, *, voices: tuple[str, ...] = (), voice: str = "alloy") -> None:
+    def __init__(
+        self, upstream: HttpService, model: str, *, voices: tuple[str, ...] = (), voice: str = "alloy"
+    ) -> None:
         self.upstream = upstream
         self.name = f"{model} at {upstream.name}"
         self.voices = voices
@@ -46,8 +48,8 @@ class OpenAIVoice:
     async def close(self) -> None:
         await self.upstream.close()
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
-        """Raises `Unavailable`, `Refused` and EngineFailure."""
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
+        """Raises `TransientError`, `PermanentError` and EngineFailure."""
         asked: dict[str, Any] = {
             "model": self._model,
             "input": text,
@@ -55,14 +57,14 @@ class OpenAIVoice:
             "response_format": "wav",
             "speed": max(0.25, min(options.speed, 4.0)),
         }
-        if options.manner:
-            asked["instructions"] = options.manner
-        async with aclosing(retrying(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
+        if options.speaking_style:
+            asked["instructions"] = options.speaking_style
+        async with aclosing(retry_stream(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-async def fetch(upstream: Upstream, rate: int, **asked: Any) -> AsyncGenerator[SpeechPiece]:
+async def fetch(upstream: HttpService, rate: int, **asked: Any) -> AsyncGenerator[SpeechChunk]:
     """POST, and the sound that comes back as it comes, at `rate`."""
     async with upstream.request("POST", "", **asked) as response:
         wav = WavStream(_bare_rate(response, upstream.name, rate))
@@ -71,23 +73,23 @@ async def fetch(upstream: Upstream, rate: int, **asked: Any) -> AsyncGenerator[S
         async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as body:
             async for data in body:
                 if time.monotonic() > since + upstream.silence_s:
-                    raise Unavailable(f"{upstream.name} says next to nothing")
+                    raise TransientError(f"{upstream.name} says next to nothing")
                 pcm = wav.feed(data)
                 if wav.rate is None:
                     continue
                 resampler = resampler or Resampler(wav.rate, rate)
                 ready += resampler.push(pcm)
                 if len(ready) >= rate // 500 * PIECE_MS:
-                    yield SpeechPiece(ready)
+                    yield SpeechChunk(ready)
                     ready, since = b"", time.monotonic()
         if resampler is not None:
             ready += resampler.push(b"", last=True)
         elif not ready:
-            raise Unavailable(f"{upstream.name} sent no sound")
+            raise TransientError(f"{upstream.name} sent no sound")
         if ready:
-            yield SpeechPiece(ready)
+            yield SpeechChunk(ready)
         if wav.missing:
-            raise Unavailable(f"{upstream.name} broke off in the middle of a sentence")
+            raise TransientError(f"{upstream.name} broke off in the middle of a sentence")
 
 
 def _bare_rate(response: httpx.Response, name: str, rate: int) -> int:
@@ -109,7 +111,7 @@ SOUNDS = frozenset(
 )
 
 
-def openai(model: str | None, settings: Settings) -> OpenAIVoice:
+def openai(model: str | None, settings: Settings) -> OpenAITTS:
     """`model` at TTS_API_URL, or else at OPENAI_API_BASE."""
     url = settings.tts_api_url or settings.openai_api_base
     hosted = url.startswith("https://api.openai.com")
@@ -117,5 +119,5 @@ def openai(model: str | None, settings: Settings) -> OpenAIVoice:
     if hosted and key is None:
         raise SetupError("--tts openai needs a server or a key: set TTS_API_URL, or OPENAI_API_KEY")
     voices = OPENAI_VOICES if hosted else ()
-    upstream = Upstream(endpoint(url, ROUTE), key, silence_s=SPEECH_SILENCE_S)
-    return OpenAIVoice(upstream, model or "tts-1", voices=voices)
+    upstream = HttpService(endpoint(url, ROUTE), key, silence_s=SPEECH_SILENCE_S)
+    return OpenAITTS(upstream, model or "tts-1", voices=voices)

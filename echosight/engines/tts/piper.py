@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.extras import need
-from echosight.engines.tts.local import PIECE_MS, SpeakerVoice, pieces
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.extras import require_extra
+from echosight.engines.tts.local import PIECE_MS, LocalTTS, pieces
 from echosight.errors import EngineFailure, SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -20,7 +20,7 @@ from echosight.settings import Settings
 FETCH = "uv run --extra piper python -m piper.download_voices en_US-lessac-medium"
 
 
-class PiperSpeaker:
+class PiperModel:
     """The model, in the thread that owns it. A voice is a speaker's name, where the model has several."""
 
     def __init__(self, model: Any) -> None:
@@ -28,7 +28,7 @@ class PiperSpeaker:
         self.rate: int = model.config.sample_rate
         self.voices = tuple(model.config.speaker_id_map)
 
-    def speak(self, text: str, options: GenerateOptions) -> Generator[SpeechPiece, None, None]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
         """The whole sentence is computed in the first step."""
         from piper import SynthesisConfig
 
@@ -41,7 +41,7 @@ class PiperSpeaker:
 
 
 class PiperProgram:
-    """A `Voice` by the program ``piper``, started anew for each sentence, as it does not say where one ends."""
+    """A `TTS` by the program ``piper``, started anew for each sentence, as it does not say where one ends."""
 
     name = "piper"
 
@@ -58,7 +58,7 @@ class PiperProgram:
     async def close(self) -> None:
         """Its programs end with their sentences."""
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Speech as the program makes it. Raises `EngineFailure`."""
         wish = ["--length_scale", f"{self._pace / options.speed:.3f}"]
         if options.voice in self._speakers:
@@ -79,7 +79,7 @@ class PiperProgram:
             child.stdin.close()
             size = 2 * (self.rate * PIECE_MS // 1000)
             while pcm := await _read(child.stdout, size):
-                yield SpeechPiece(pcm)
+                yield SpeechChunk(pcm)
             if await child.wait():
                 raise EngineFailure(f"Piper ended with status {child.returncode}")
         finally:
@@ -89,15 +89,15 @@ class PiperProgram:
                 await asyncio.shield(child.communicate())
 
 
-def voice(argument: str | None, settings: Settings) -> SpeakerVoice | PiperProgram:
+def voice(argument: str | None, settings: Settings) -> LocalTTS | PiperProgram:
     """`argument`: the .onnx file of a voice, with its .onnx.json beside it. Raises `SetupError`."""
     program = settings.piper_exe_path and Path(settings.piper_exe_path).expanduser()
     if not program:
-        need("Piper", "piper", extra="piper", flag="--tts piper")
+        require_extra("Piper", "piper", extra="piper", flag="--tts piper")
     model = Path(argument or settings.piper_model_path).expanduser()
     config = read_config(model)
     if not program:
-        return SpeakerVoice("piper", lambda: read_speaker(model), config["audio"]["sample_rate"])
+        return LocalTTS("piper", lambda: read_speaker(model), config["audio"]["sample_rate"])
     if not os.access(program, os.X_OK):
         raise SetupError(f"PIPER_EXE_PATH names no program that can be run: {program}")
     return PiperProgram(program, model, config)
@@ -117,12 +117,12 @@ def read_config(model: Path) -> dict[str, Any]:
     return config
 
 
-def read_speaker(model: Path) -> PiperSpeaker:
+def read_speaker(model: Path) -> PiperModel:
     """Raises `SetupError`."""
     from piper import PiperVoice
 
     try:
-        return PiperSpeaker(PiperVoice.load(model))
+        return PiperModel(PiperVoice.load(model))
     except Exception as error:  # ONNX Runtime raises what it likes for a broken file
         raise SetupError(f"{model} could not be loaded by Piper: {str(error).splitlines()[0]}") from error
 

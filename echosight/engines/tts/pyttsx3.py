@@ -8,9 +8,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.extras import need
-from echosight.engines.tts.local import SpeakerVoice, pieces
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.extras import require_extra
+from echosight.engines.tts.local import LocalTTS, pieces
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -18,7 +18,7 @@ from echosight.settings import Settings
 WORDS_A_MINUTE = 180
 
 
-class SystemSpeaker:
+class SystemVoiceModel:
     """pyttsx3's engine, in the thread that owns it. A voice is the system's name for it."""
 
     def __init__(self, engine: Any) -> None:
@@ -29,7 +29,7 @@ class SystemSpeaker:
         self.voices = tuple(str(voice.id) for voice in found)
         self.rate, _ = self._say("a")
 
-    def speak(self, text: str, options: GenerateOptions) -> Generator[SpeechPiece, None, None]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
         """The whole sentence is computed in the first step: pyttsx3 gives files only."""
         language = (options.language or "").lower().partition("-")[0]
         voice = options.voice if options.voice in self.voices else self._by_language.get(language, self._default)
@@ -55,18 +55,18 @@ class SystemSpeaker:
                 raise RuntimeError(f"the system's voice wrote no WAV file: {error}") from error
 
 
-def voice(argument: str | None, settings: Settings) -> SpeakerVoice:
+def voice(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: one of pyttsx3's drivers (sapi5, nsss, espeak…), by default the system's. Raises `SetupError`."""
-    need("A system voice", "pyttsx3", extra="pyttsx3", flag="--tts pyttsx3")
-    return SpeakerVoice("pyttsx3", lambda: read_speaker(argument), 22_050)
+    require_extra("A system voice", "pyttsx3", extra="pyttsx3", flag="--tts pyttsx3")
+    return LocalTTS("pyttsx3", lambda: read_speaker(argument), 22_050)
 
 
-def read_speaker(driver: str | None = None) -> SystemSpeaker:
+def read_speaker(driver: str | None = None) -> SystemVoiceModel:
     """Raises `SetupError`."""
     import pyttsx3
 
     try:
-        return SystemSpeaker(pyttsx3.init(driver))
+        return SystemVoiceModel(pyttsx3.init(driver))
     except Exception as error:  # drivers raise what their system does
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SetupError(

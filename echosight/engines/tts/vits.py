@@ -6,12 +6,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from echosight.engines import SpeechPiece
-from echosight.engines.runtime.extras import need
+from echosight.engines import SpeechChunk
+from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.huggingface.device import choose_device
 from echosight.engines.runtime.huggingface.source import fetch
 from echosight.engines.runtime.progress import follow_transformers, tell
-from echosight.engines.tts.local import SpeakerVoice, pcm16, pieces
+from echosight.engines.tts.local import LocalTTS, pcm16, pieces
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -20,7 +20,7 @@ DEFAULT_MODEL = "facebook/mms-tts-eng"
 FILES = ("*.json", "*.safetensors", "*.txt")
 
 
-class VitsSpeaker:
+class VitsVoiceModel:
     """The model, in the thread that owns it. A voice is a speaker's number, where the model has several."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -31,7 +31,7 @@ class VitsSpeaker:
         speakers: int = model.config.num_speakers
         self.voices = tuple(map(str, range(speakers))) if speakers > 1 else ()
 
-    def speak(self, text: str, options: GenerateOptions) -> Generator[SpeechPiece, None, None]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
         """The whole sentence is computed in the first step: VITS knows no beginning without its end."""
         import torch
 
@@ -46,14 +46,14 @@ class VitsSpeaker:
         yield from pieces(text, pcm16(made.waveform.float().cpu().numpy()), self.rate)
 
 
-def voice(argument: str | None, settings: Settings) -> SpeakerVoice:
+def voice(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
-    need("A VITS voice", "torch", "transformers", extra="local", flag=f"--tts vits:{source}")
-    return SpeakerVoice(f"vits {Path(source).name}", lambda: read_speaker(source, settings.device), 16_000)
+    require_extra("A VITS voice", "torch", "transformers", extra="local", flag=f"--tts vits:{source}")
+    return LocalTTS(f"vits {Path(source).name}", lambda: read_speaker(source, settings.device), 16_000)
 
 
-def read_speaker(source: str, device: str = "auto") -> VitsSpeaker:
+def read_speaker(source: str, device: str = "auto") -> VitsVoiceModel:
     """The voice at `source`, downloaded where it is an id. Raises `SetupError`."""
     tell("libraries")
     import transformers as installed
@@ -71,4 +71,4 @@ def read_speaker(source: str, device: str = "auto") -> VitsSpeaker:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SetupError(f"{source} could not be loaded: {str(error).splitlines()[0]}") from error
-    return VitsSpeaker(model.to(device), tokenizer)
+    return VitsVoiceModel(model.to(device), tokenizer)

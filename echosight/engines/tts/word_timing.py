@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from echosight.engines import SpeechPiece
+from echosight.engines import SpeechChunk
 from echosight.media import Word
 
 MS_A_CHARACTER = 65
@@ -27,7 +27,7 @@ class WordClock:
         self._timed = False
         self._last = Word(0, 0)
 
-    def words(self, piece: SpeechPiece) -> tuple[Word, ...]:
+    def words(self, piece: SpeechChunk) -> tuple[Word, ...]:
         self._samples += len(piece.pcm) // 2
         self._timed = self._timed or bool(piece.words)
         if self._timed:
@@ -40,13 +40,13 @@ class WordClock:
     def rest(self) -> tuple[Word, ...]:
         """The words that were spoken sooner than estimated. Call it when the speech is over."""
         now_ms = self._samples * 1000 // self._rate
-        late = () if self._timed else tuple(Word(min(word.start_ms, now_ms), word.end) for word in self._estimated)
+        late = () if self._timed else tuple(Word(min(word.start_ms, now_ms), word.text_end) for word in self._estimated)
         return self._in_order(late)
 
     def _in_order(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         kept = []
         for word in words:
-            if word.end > self._last.end:
-                self._last = Word(max(word.start_ms, self._last.start_ms), word.end)
+            if word.text_end > self._last.text_end:
+                self._last = Word(max(word.start_ms, self._last.start_ms), word.text_end)
                 kept.append(self._last)
         return tuple(kept)

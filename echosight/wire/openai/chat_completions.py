@@ -14,10 +14,10 @@ from pydantic_core import PydanticCustomError
 from echosight.audio.formats import decode_audio
 from echosight.audio.resampling import resample
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, ToolCall, ToolResult
-from echosight.engines import CallPiece, Piece, Summary, TextPiece
+from echosight.engines import Chunk, GenerationSummary, TextChunk, ToolCallChunk
 from echosight.errors import WireError
 from echosight.events import Usage
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
 from echosight.vision.images import read_data_uri, read_image
 
@@ -186,8 +186,8 @@ def _speech(sound: Sound, param: str, max_seconds: float) -> AudioPart:
         data = base64.b64decode(sound.data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"{param}.input_audio.data is not base64", code="invalid_value", param=param) from error
-    chunk = resample(decode_audio(data, sound.format, max_seconds=max_seconds), HEARD_HZ)
-    return AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // HEARD_HZ)
+    chunk = resample(decode_audio(data, sound.format, max_seconds=max_seconds), INPUT_SAMPLE_RATE)
+    return AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // INPUT_SAMPLE_RATE)
 
 
 class Stop:
@@ -224,19 +224,19 @@ class Completion:
         self._text = ""
         self._stop = Stop(stops)
         self._calls: dict[str, Json] = {}
-        self._summary = Summary()
+        self._summary = GenerationSummary()
 
     def begin(self) -> Json:
         return self._chunk({"role": "assistant", "content": ""})
 
-    def take(self, piece: Piece) -> Json | None:
+    def take(self, piece: Chunk) -> Json | None:
         """The chunk that tells of a piece; None where there is nothing to tell."""
         match piece:
-            case TextPiece(text):
+            case TextChunk(text):
                 return self._say(self._stop.push(text))
-            case CallPiece():
+            case ToolCallChunk():
                 return self._chunk({"tool_calls": [self._call(piece)]})
-            case Summary():
+            case GenerationSummary():
                 self._summary = piece
         return None
 
@@ -249,7 +249,7 @@ class Completion:
         self._text += text
         return self._chunk({"content": text}) if text else None
 
-    def _call(self, piece: CallPiece) -> Json:
+    def _call(self, piece: ToolCallChunk) -> Json:
         told: Json = {"index": len(self._calls), "function": {"arguments": piece.arguments}}
         if (known := self._calls.get(piece.call_id)) is None:
             told |= {"id": piece.call_id, "type": "function"}

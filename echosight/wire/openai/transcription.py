@@ -54,7 +54,7 @@ def events(transcript: Transcript, seconds: float) -> bytes:
 def words(transcript: Transcript, seconds: float) -> list[Json]:
     """Each word with its time; it ends where the next one begins."""
     starts = [word.start_ms / 1000 for word in transcript.words]
-    ends = [word.end for word in transcript.words]
+    ends = [word.text_end for word in transcript.words]
     texts = [transcript.text[at:end].strip() for at, end in zip([0, *ends], ends, strict=False)]
     until = [*starts[1:], seconds]
     return [{"word": w, "start": s, "end": e} for w, s, e in zip(texts, starts, until, strict=False)]

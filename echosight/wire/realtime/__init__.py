@@ -5,6 +5,6 @@ events; `schema` checks what clients send; `dialects` renames what is written in
 """
 
 from echosight.wire.realtime.fields import error_message
-from echosight.wire.realtime.wire import BRIDGE_TURN, RealtimeWire, Terms
+from echosight.wire.realtime.wire import BRIDGE_TURN, RealtimeWire, SessionTemplate
 
-__all__ = ["BRIDGE_TURN", "RealtimeWire", "Terms", "error_message"]
+__all__ = ["BRIDGE_TURN", "RealtimeWire", "SessionTemplate", "error_message"]

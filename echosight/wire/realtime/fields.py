@@ -20,13 +20,13 @@ def invalid(message: str, param: str) -> WireError:
     return WireError(message, code="invalid_value", param=param)
 
 
-def error_event(failure: ev.Failure) -> Json:
+def error_event(failure: ev.ErrorRaised) -> Json:
     kind = "server_error" if failure.code.startswith("engine") else "invalid_request_error"
     error = {"type": kind, "code": failure.code, "message": failure.message, "param": failure.param}
-    return {"type": "error", "error": error | {"event_id": failure.reference}}
+    return {"type": "error", "error": error | {"event_id": failure.client_event_id}}
 
 
-def error_message(failure: ev.Failure) -> str:
+def error_message(failure: ev.ErrorRaised) -> str:
     """An error for a client that gets no session."""
     return orjson.dumps({"event_id": "event_0", **error_event(failure)}).decode()
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from echosight.audio.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
 from echosight.audio.resampling import resample
-from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart, ToolCall, ToolResult, chunk_of, new_id
+from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart, ToolCall, ToolResult, new_id, to_chunk
 from echosight.errors import InputError, WireError
-from echosight.media import HEARD_HZ, AudioChunk
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.vision.images import read_data_uri, read_image
 from echosight.wire.realtime import schema
 from echosight.wire.realtime.fields import invalid
@@ -72,10 +72,10 @@ def codec_of(audio_format: Json) -> Codec:
 def to_json(item: Item, *, full: Codec | None = None) -> Json:
     """An item as the service shows it. Speech is left out, unless `full` says how to write it."""
     shown: Json = {"id": item.id, "object": "realtime.item"}
-    for part in item.of(ToolCall):
+    for part in item.parts_of(ToolCall):
         shown |= {"type": "function_call", "status": item.status, "name": part.name}
         return shown | {"call_id": part.call_id, "arguments": part.arguments}
-    for part in item.of(ToolResult):
+    for part in item.parts_of(ToolResult):
         shown |= {"type": "function_call_output", "status": item.status}
         return shown | {"call_id": part.call_id, "output": part.output}
     content = [_content(part, item.role, full) for part in item.parts]
@@ -89,7 +89,7 @@ def _content(part: Part, role: str, full: Codec | None) -> Json:
             return {"type": f"{way}_text", "text": text}
         case AudioPart(transcript=transcript):
             shown: Json = {"type": f"{way}_audio", "transcript": transcript}
-            return shown | {"audio": full.write(chunk_of(part))} if full is not None and part.pcm else shown
+            return shown | {"audio": full.write(to_chunk(part))} if full is not None and part.pcm else shown
         case ImagePart(frame, detail=detail):
             data = base64.b64encode(frame.data).decode()
             return {"type": "input_image", "image_url": f"data:{frame.media_type};base64,{data}", "detail": detail}
@@ -140,8 +140,8 @@ def _parts(item: schema.Message, codec: Codec, max_pixels: int, place: str) -> I
                 if content.transcript is not None:
                     transcript = f"{transcript} {content.transcript}" if transcript else content.transcript
     if speech or transcript is not None:
-        pcm = b"".join(resample(chunk, HEARD_HZ).pcm for chunk in speech)
-        yield AudioPart(pcm or None, duration_ms=len(pcm) * 500 // HEARD_HZ, transcript=transcript)
+        pcm = b"".join(resample(chunk, INPUT_SAMPLE_RATE).pcm for chunk in speech)
+        yield AudioPart(pcm or None, duration_ms=len(pcm) * 500 // INPUT_SAMPLE_RATE, transcript=transcript)
     yield from parts
 
 

@@ -15,7 +15,7 @@ KEEP_BYTES = 1 << 20
 """Twelve seconds of speech: more than a lost connection can have swallowed."""
 
 
-class SentLog:
+class ReplayBuffer:
     """Numbers events and keeps the latest ones, as they were sent."""
 
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:

@@ -16,7 +16,7 @@ _REASONS = ("turn_detected", "client_cancelled", "max_output_tokens", "content_f
 
 
 @dataclass(slots=True)
-class Reply:
+class ResponseEvents:
     """What was told of an answer so far.
 
     `head` holds what all states of the response have in common. Items of an answer out of band are no part of the
@@ -31,18 +31,18 @@ class Reply:
     _places: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, event: ev.TurnStarted, output: Json, conversation_id: str, codec: Codec) -> Reply:
+    def begin(cls, event: ev.ResponseStarted, output: Json, conversation_id: str, codec: Codec) -> ResponseEvents:
         options = event.options
         head = {
             "object": "realtime.response",
-            "id": event.turn,
+            "id": event.response_id,
             "conversation_id": conversation_id if event.conversation else None,
             "output_modalities": ["audio" if options.speech else "text"],
             "max_output_tokens": options.max_output_tokens or "inf",
             "audio": {"output": {"format": output["format"], "voice": options.voice or output["voice"]}},
             "metadata": _metadata(event.metadata),
         }
-        return cls(event.turn, head, options.speech, event.conversation, codec)
+        return cls(event.response_id, head, options.speech, event.conversation, codec)
 
     def created(self) -> Json:
         return {"type": "response.created", "response": self._response("in_progress", None, [], None)}
@@ -55,7 +55,7 @@ class Reply:
         yield {"type": "response.output_item.added", **self._at(place), "item": shown}
         if self.conversation:
             yield {"type": "conversation.item.added", "previous_item_id": event.previous_id, "item": shown}
-        if not any(item.of(ToolCall)):
+        if not any(item.parts_of(ToolCall)):
             yield {"type": "response.content_part.added", **self._part(item.id), "part": self._content("")}
 
     def delta(self, event: ev.Delta) -> Iterator[Json]:
@@ -76,7 +76,7 @@ class Reply:
         item = event.item
         place = self._at(self._places[item.id])
         shown = self._shown(item)
-        for call in item.of(ToolCall):
+        for call in item.parts_of(ToolCall):
             where = {"item_id": item.id, "call_id": call.call_id, **place}
             said = {"name": call.name, "arguments": call.arguments}
             yield {"type": "response.function_call_arguments.done", **where, **said}
@@ -86,7 +86,7 @@ class Reply:
             yield {"type": "conversation.item.done", "previous_item_id": event.previous_id, "item": shown}
         yield {"type": "response.output_item.done", **place, "item": shown}
 
-    def ended(self, event: ev.TurnEnded) -> Iterator[Json]:
+    def ended(self, event: ev.ResponseEnded) -> Iterator[Json]:
         details: Json | None = None
         if event.outcome != "completed":
             details = {"type": event.outcome}

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from echosight import events as ev
-from echosight.media import HEARD_HZ
+from echosight.media import INPUT_SAMPLE_RATE
 from echosight.wire.realtime.items import Codec, to_json
 
 Json = dict[str, Any]
 
-_PER_MS = HEARD_HZ // 1000
+_PER_MS = INPUT_SAMPLE_RATE // 1000
 _BUFFER = "input_audio_buffer"
 _ITEM = "conversation.item"
 _TRANSCRIPTION = f"{_ITEM}.input_audio_transcription"
@@ -23,9 +23,9 @@ def tell(event: ev.Output, codec: Codec, *, transcribes: bool, cuts: bool) -> It
     `transcribes`: the client wants transcripts. `cuts`: it is told of what the server cut by its own account, too.
     """
     match event:
-        case ev.Heard() if event.transcript.final and transcribes:
+        case ev.TranscriptUpdated() if event.transcript.final and transcribes:
             yield from _transcribed(event)
-        case ev.NotUnderstood(item_id, code, message) if transcribes:
+        case ev.TranscriptionFailed(item_id, code, message) if transcribes:
             error = {"type": "transcription_error", "code": code, "message": message}
             yield {"type": f"{_TRANSCRIPTION}.failed", "item_id": item_id, "content_index": 0, "error": error}
         case ev.ItemAdded(added, previous):
@@ -48,7 +48,7 @@ def _tell_turn(event: ev.Output) -> Iterator[Json]:
             yield {"type": f"{_BUFFER}.speech_started", "audio_start_ms": at // _PER_MS, "item_id": item_id}
         case ev.SpeechStopped(item_id, at):
             yield {"type": f"{_BUFFER}.speech_stopped", "audio_end_ms": at // _PER_MS, "item_id": item_id}
-        case ev.SilenceTimedOut(item_id, start, end):
+        case ev.IdleTimedOut(item_id, start, end):
             span = {"audio_start_ms": start // _PER_MS, "audio_end_ms": end // _PER_MS}
             yield {"type": f"{_BUFFER}.timeout_triggered", **span, "item_id": item_id}
         case ev.InputCommitted(item_id, previous):
@@ -59,7 +59,7 @@ def _tell_turn(event: ev.Output) -> Iterator[Json]:
             pass
 
 
-def _transcribed(event: ev.Heard) -> Iterator[Json]:
+def _transcribed(event: ev.TranscriptUpdated) -> Iterator[Json]:
     place = {"item_id": event.item_id, "content_index": 0}
     if text := event.transcript.text:
         yield {"type": f"{_TRANSCRIPTION}.delta", **place, "delta": text}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from echosight.options import GenerateOptions, SessionOptions, TurnOptions
+from echosight.options import GenerateOptions, SessionOptions, TurnDetectionOptions
 from echosight.wire.realtime import schema
 from echosight.wire.realtime.items import codec_of
 from echosight.wire.turn_detection import turn_options
@@ -22,7 +22,7 @@ TURN_DETECTION = "session.audio.input.turn_detection"
 
 def describe(session_id: str, model: str, base: SessionOptions, expires_at: int) -> Json:
     """The session that a client finds; its choices are those of the server's settings."""
-    answer = base.answer
+    answer = base.response
     output = {"format": PCM, "voice": answer.voice or DEFAULT_VOICE, "speed": answer.speed}
     return {
         "type": "realtime",
@@ -43,7 +43,7 @@ def describe(session_id: str, model: str, base: SessionOptions, expires_at: int)
                 "format": PCM,
                 "transcription": None,
                 "noise_reduction": None,
-                "turn_detection": turn_detection(base.turn),
+                "turn_detection": turn_detection(base.turn_detection),
             },
             "output": output,
         },
@@ -60,7 +60,7 @@ def shown(session: Json) -> Json:
     return kept | {"object": "realtime.transcription_session", "audio": audio}
 
 
-def turn_detection(turn: TurnOptions | None, kind: str = "server_vad") -> Json | None:
+def turn_detection(turn: TurnDetectionOptions | None, kind: str = "server_vad") -> Json | None:
     """``turn_detection`` with all its defaults: one client sends its own cancel where a field is missing."""
     if turn is None:
         return None
@@ -71,8 +71,8 @@ def turn_detection(turn: TurnOptions | None, kind: str = "server_vad") -> Json |
         "type": kind,
         "threshold": turn.threshold,
         "prefix_padding_ms": turn.prefix_padding_ms,
-        "silence_duration_ms": turn.silence_ms,
-        "idle_timeout_ms": turn.idle_ms,
+        "silence_duration_ms": turn.min_endpointing_delay_ms,
+        "idle_timeout_ms": turn.idle_timeout_ms,
         **switches,
     }
 
@@ -88,7 +88,7 @@ def patch_of(data: Any) -> Json:
     return patch
 
 
-def merge(session: Json, patch: Json, base: TurnOptions) -> Json:
+def merge(session: Json, patch: Json, base: TurnDetectionOptions) -> Json:
     """The session with a patch in it: objects merge deeply, unless they are of another type than before."""
     merged = _merge(session, patch)
     heard = merged["audio"]["input"]
@@ -122,7 +122,9 @@ def _alike(old: Json, new: Json) -> bool:
 def options_of(session: Json, base: SessionOptions, voices: Collection[str], *, bridge: bool = False) -> SessionOptions:
     """What a session object means. Raises `WireError` where a choice about turns makes no sense."""
     heard, spoken = session["audio"]["input"], session["audio"]["output"]
-    turn = turn_options(heard["turn_detection"], base.turn or TurnOptions(), TURN_DETECTION, bridge=bridge)
+    turn = turn_options(
+        heard["turn_detection"], base.turn_detection or TurnDetectionOptions(), TURN_DETECTION, bridge=bridge
+    )
     if turn is not None and session["type"] == "transcription":
         turn = replace(turn, create_response=False, interrupt_response=False)
     transcription = heard["transcription"] or {}
@@ -131,15 +133,15 @@ def options_of(session: Json, base: SessionOptions, voices: Collection[str], *, 
         instructions=session["instructions"],
         language=transcription.get("language") or base.language,
         tools=tuple(session["tools"]),
-        turn=turn,
-        output_hz=codec_of(spoken["format"]).rate,
-        answer=replace(
-            base.answer,
+        turn_detection=turn,
+        output_sample_rate=codec_of(spoken["format"]).rate,
+        response=replace(
+            base.response,
             speech="audio" in session["output_modalities"],
-            voice=voice_of(spoken["voice"], base.answer, voices),
+            voice=voice_of(spoken["voice"], base.response, voices),
             speed=spoken["speed"],
             max_output_tokens=tokens_of(session["max_output_tokens"]),
-            temperature=session.get("temperature", base.answer.temperature),
+            temperature=session.get("temperature", base.response.temperature),
             tool_choice=session["tool_choice"],
         ),
     )
@@ -150,8 +152,8 @@ def response_options(response: schema.Response, options: GenerateOptions, voices
     output = response.audio.output if response.audio and response.audio.output else schema.AudioOutput()
     changes: Json = {}
     if output.format is not None:
-        changes["encoding"] = output.format.type
-        changes["output_hz"] = codec_of(output.format.model_dump()).rate
+        changes["output_format"] = output.format.type
+        changes["output_sample_rate"] = codec_of(output.format.model_dump()).rate
     if response.instructions is not None:
         changes["instructions"] = response.instructions
     if response.output_modalities is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from echosight import events as ev
 from echosight.conversation import Conversation, Item
 from echosight.errors import WireError
-from echosight.options import SessionOptions, TurnOptions
+from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.wire import Message
 from echosight.wire.echosight_messages import read_json
 from echosight.wire.realtime import schema, session_object
@@ -26,18 +26,18 @@ from echosight.wire.realtime.fields import (
     text_of,
 )
 from echosight.wire.realtime.items import codec_of, format_of, from_json
-from echosight.wire.realtime.replay import SentLog
-from echosight.wire.realtime.responses import Reply
+from echosight.wire.realtime.replay import ReplayBuffer
+from echosight.wire.realtime.responses import ResponseEvents
 from echosight.wire.realtime.server_events import tell
 
 Json = dict[str, Any]
 
 MIN_COMMIT_MS = 100
 
-BRIDGE_TURN = TurnOptions(
+BRIDGE_TURN = TurnDetectionOptions(
     threshold=0.65,
     min_speech_ms=120,
-    silence_ms=450,
+    min_endpointing_delay_ms=450,
     prefix_padding_ms=180,
     max_turn_ms=5_000,
     interrupt_response=False,
@@ -46,14 +46,14 @@ BRIDGE_TURN = TurnOptions(
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SessionTemplate:
     """What the server offers a session, and what it was asked for before it began."""
 
     model: str = "echosight"
     voices: Collection[str] = ()
     expires_at: int = 0
     max_pixels: int = 40_000_000
-    bridge_turn: TurnOptions = BRIDGE_TURN
+    bridge_turn: TurnDetectionOptions = BRIDGE_TURN
     bridge_instructions: str = ""
     speech_hz: int | None = None
     """Speech takes another way than the events, at this rate; what was not heard of it is cut unasked."""
@@ -68,10 +68,10 @@ class RealtimeWire:
     for a while, for a client that comes back: `log.since(event_id)`.
     """
 
-    def __init__(self, terms: Terms, options: SessionOptions, *, beta: bool = False) -> None:
-        self.reference: str | None = None
+    def __init__(self, terms: SessionTemplate, options: SessionOptions, *, beta: bool = False) -> None:
+        self.client_event_id: str | None = None
         self.options = options
-        self.log = SentLog()
+        self.log = ReplayBuffer()
         self.conversation = Conversation()
         self._terms = terms
         self._base = options
@@ -81,7 +81,7 @@ class RealtimeWire:
         if terms.transcribes or terms.speech_hz:
             self._adopt({**self._session, "type": "transcription" if terms.transcribes else "realtime"})
         self._confirmations: deque[Json] = deque()
-        self._replies: dict[str, Reply] = {}
+        self._replies: dict[str, ResponseEvents] = {}
         self._spoke = False
         self._receivers: dict[str, Callable[[Json], Iterator[ev.Input]]] = {
             "session.update": self._update,
@@ -115,13 +115,13 @@ class RealtimeWire:
     # --- what the client says -------------------------------------------------------------------
 
     def receive(self, message: Message) -> Iterator[ev.Input]:
-        self.reference = None
+        self.client_event_id = None
         if isinstance(message, bytes):
             raise WireError("Binary frames are not supported: send JSON text frames.", code="invalid_event")
         body = read_json(message)
         if not isinstance(body, dict):
             raise WireError("The event must be a JSON object.", code="invalid_json")
-        self.reference = reference_of(body)
+        self.client_event_id = reference_of(body)
         kind = text_of(body, "type")
         if (receiver := self._receivers.get(kind)) is None:
             supported = ", ".join(f"'{name}'" for name in self._receivers if not name.startswith("transcription"))
@@ -135,7 +135,7 @@ class RealtimeWire:
             if not self._decided and is_flat(given):
                 self._become_bridge()
             patch = self._flat_patch(given) if self._dialect.flat else session_object.patch_of(given)
-            merged = session_object.merge(self._session, patch, self._base.turn or TurnOptions())
+            merged = session_object.merge(self._session, patch, self._base.turn_detection or TurnDetectionOptions())
             self._check_voice(merged)
             self._adopt(merged)
         except WireError as error:
@@ -144,7 +144,7 @@ class RealtimeWire:
             raise told from error
         self._decided = True
         self._confirmations.append(self._told)
-        yield ev.Configure(self.options)
+        yield ev.UpdateOptions(self.options)
 
     def _flat_patch(self, given: Json) -> Json:
         patch = nested(given, "session")
@@ -155,13 +155,13 @@ class RealtimeWire:
     def _adopt(self, session: Json) -> None:
         bridge = self._dialect is BRIDGE
         options = session_object.options_of(session, self._base, self._terms.voices, bridge=bridge)
-        self.options = replace(options, output_hz=self._terms.speech_hz or options.output_hz)
+        self.options = replace(options, output_sample_rate=self._terms.speech_hz or options.output_sample_rate)
         self._session = session
 
     def _become_bridge(self) -> None:
         """The bridge finds no turns until it is asked to, and always transcribes."""
         self._dialect = BRIDGE
-        self._base = replace(self._base, turn=self._terms.bridge_turn)
+        self._base = replace(self._base, turn_detection=self._terms.bridge_turn)
         heard = {**self._session["audio"]["input"], "turn_detection": None, "transcription": {"model": "default"}}
         instructions = self._session["instructions"] or self._terms.bridge_instructions
         audio = {**self._session["audio"], "input": heard}
@@ -182,7 +182,7 @@ class RealtimeWire:
             yield ev.Audio(chunk)
 
     def _commit(self, body: Json) -> Iterator[ev.Input]:
-        yield ev.Commit(0 if self._dialect is BRIDGE else MIN_COMMIT_MS)
+        yield ev.CommitInput(0 if self._dialect is BRIDGE else MIN_COMMIT_MS)
 
     def _clear(self, body: Json) -> Iterator[ev.Input]:
         yield ev.ClearInput()
@@ -215,7 +215,7 @@ class RealtimeWire:
         except WireError as error:
             raise (in_flat_words(error) if self._dialect.flat else error) from error
 
-    def _request(self, given: Any) -> ev.Respond:
+    def _request(self, given: Any) -> ev.CreateResponse:
         temperature = None
         if self._dialect.flat:
             given = nested(given, "response")
@@ -223,13 +223,13 @@ class RealtimeWire:
         response = schema.check(schema.Response, given, "response")
         if self._session["type"] == "transcription":
             raise invalid("A transcription session makes no responses.", "type")
-        options = session_object.response_options(response, self.options.answer, self._terms.voices)
+        options = session_object.response_options(response, self.options.response, self._terms.voices)
         if self._terms.speech_hz:
-            options = replace(options, encoding=None, output_hz=None)
+            options = replace(options, output_format=None, output_sample_rate=None)
         if temperature is not None:
             options = replace(options, temperature=temperature)
         items = None if response.input is None else tuple(self._inputs(response.input))
-        return ev.Respond(
+        return ev.CreateResponse(
             options, conversation=response.conversation != "none", input=items, metadata=response.metadata
         )
 
@@ -265,25 +265,25 @@ class RealtimeWire:
 
     def _tell(self, event: ev.Output) -> Iterator[Json]:
         match event:
-            case ev.Opened(session_id):
+            case ev.SessionOpened(session_id):
                 self._session["id"] = session_id
                 yield {"type": "session.created", "session": self._introduction()}
-            case ev.Configured():
+            case ev.OptionsUpdated():
                 session = self._confirmations.popleft() if self._confirmations else self._told
                 yield {"type": "session.updated", "session": session}
-            case ev.Failure():
+            case ev.ErrorRaised():
                 yield error_event(event)
-            case ev.ItemAdded(turn=str(turn)) if turn in self._replies:
+            case ev.ItemAdded(response_id=str(turn)) if turn in self._replies:
                 yield from self._replies[turn].added(event)
-            case ev.ItemDone(turn=str(turn)) if turn in self._replies:
+            case ev.ItemDone(response_id=str(turn)) if turn in self._replies:
                 yield from self._replies[turn].done(event)
-            case ev.TurnStarted():
+            case ev.ResponseStarted():
                 yield self._begin(event).created()
             case ev.TextDelta(turn) | ev.SpeechDelta(turn) | ev.ToolCallDelta(turn):
                 self._spoke = self._spoke or isinstance(event, ev.SpeechDelta)
                 if not (self._terms.speech_hz and isinstance(event, ev.SpeechDelta)):
                     yield from self._replies[turn].delta(event)
-            case ev.TurnEnded(turn):
+            case ev.ResponseEnded(turn):
                 yield from self._replies.pop(turn).ended(event)
             case _:
                 codec = codec_of(self._session["audio"]["input"]["format"])
@@ -298,14 +298,14 @@ class RealtimeWire:
         """The session before it is translated."""
         return self._session if self._dialect.flat else session_object.shown(self._session)
 
-    def _begin(self, event: ev.TurnStarted) -> Reply:
+    def _begin(self, event: ev.ResponseStarted) -> ResponseEvents:
         if event.conversation:
             self.log.begin_answer()
         output = self._session["audio"]["output"]
-        if event.options.encoding is not None:
-            output = {**output, "format": format_of(event.options.encoding)}
-        reply = Reply.begin(event, output, self.conversation.id, codec_of(output["format"]))
-        self._replies[event.turn] = reply
+        if event.options.output_format is not None:
+            output = {**output, "format": format_of(event.options.output_format)}
+        reply = ResponseEvents.begin(event, output, self.conversation.id, codec_of(output["format"]))
+        self._replies[event.response_id] = reply
         return reply
 
     @property

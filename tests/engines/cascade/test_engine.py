@@ -4,8 +4,8 @@ from contextlib import aclosing
 
 import pytest
 
-from echosight.conversation import AudioPart, Conversation, OpenTurn, TextPart
-from echosight.engines import CallPiece, Piece, SpeechPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, TextPart, UserTurn
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
 from echosight.engines.cascade.engine import SPEECH_AHEAD, Cascade
 from echosight.errors import EngineFailure
 from echosight.events import Usage
@@ -64,7 +64,7 @@ class Ears(Part):
 class Script(Part):
     name = "chat"
 
-    def __init__(self, *pieces: TextPiece | CallPiece | Summary | Exception) -> None:
+    def __init__(self, *pieces: TextChunk | ToolCallChunk | GenerationSummary | Exception) -> None:
         super().__init__()
         self.pieces = pieces
         self.read = 0
@@ -74,9 +74,9 @@ class Script(Part):
     async def prefill(self, conversation: Conversation, text: str) -> None:
         self.prefilled.append(text)
 
-    async def reply(
+    async def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         try:
             for piece in self.pieces:
                 if isinstance(piece, Exception):
@@ -103,7 +103,7 @@ class Mouth(Part):
         self.speaking = 0
         self.said: Callable[[], object] = lambda: None
 
-    async def speak(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechPiece]:
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         self.spoken.append(text)
         self.speaking += 1
         try:
@@ -112,96 +112,98 @@ class Mouth(Part):
                 end = text.index(word, end) + len(word)
                 self.pieces += 1
                 self.said()
-                yield SpeechPiece(bytes(2 * PIECE_MS), (Word(n * PIECE_MS, end),) if self.timed else ())
+                yield SpeechChunk(bytes(2 * PIECE_MS), (Word(n * PIECE_MS, end),) if self.timed else ())
                 await asyncio.sleep(0)
         finally:
             self.speaking -= 1
 
 
-def cascade(*pieces: TextPiece | CallPiece | Summary | Exception, timed: bool = True) -> tuple[Cascade, Script, Mouth]:
+def cascade(
+    *pieces: TextChunk | ToolCallChunk | GenerationSummary | Exception, timed: bool = True
+) -> tuple[Cascade, Script, Mouth]:
     chat, mouth = Script(*pieces), Mouth(timed=timed)
     return Cascade(Ears(), chat, mouth), chat, mouth
 
 
-async def answer(engine: Cascade, options: GenerateOptions = OPTIONS) -> list[Piece]:
+async def answer(engine: Cascade, options: GenerateOptions = OPTIONS) -> list[Chunk]:
     return [piece async for piece in engine.generate(Conversation(), options)]
 
 
-def text_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+def text_of(pieces: list[Chunk]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
 
 
-def words_of(pieces: list[Piece]) -> list[Word]:
-    return [word for piece in pieces if isinstance(piece, SpeechPiece) for word in piece.words]
+def words_of(pieces: list[Chunk]) -> list[Word]:
+    return [word for piece in pieces if isinstance(piece, SpeechChunk) for word in piece.words]
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
 async def test_words_are_placed_in_the_whole_answer() -> None:
-    engine, _, mouth = cascade(TextPiece("I see it. "), TextPiece("**What** a "), TextPiece("lovely day!"))
+    engine, _, mouth = cascade(TextChunk("I see it. "), TextChunk("**What** a "), TextChunk("lovely day!"))
     pieces = await answer(engine)
     text = text_of(pieces)
     assert text == "I see it. **What** a lovely day!"
     assert mouth.spoken == ["I see it.", "  What   a lovely day!"]
-    assert [(word.start_ms, text[: word.end].split()[-1]) for word in words_of(pieces)] == [
+    assert [(word.start_ms, text[: word.text_end].split()[-1]) for word in words_of(pieces)] == [
         (0, "I"), (100, "see"), (200, "it."), (300, "**What"), (400, "a"), (500, "lovely"), (600, "day!"),
     ]  # fmt: skip
 
 
 async def test_text_is_there_before_the_speech_of_it() -> None:
-    engine, *_ = cascade(*(TextPiece(f"word{n}. ") for n in range(40)))
+    engine, *_ = cascade(*(TextChunk(f"word{n}. ") for n in range(40)))
     said = 0
     async for piece in engine.generate(Conversation(), OPTIONS):
-        if isinstance(piece, TextPiece):
+        if isinstance(piece, TextChunk):
             said += len(piece.text)
-        elif isinstance(piece, SpeechPiece):
-            assert all(word.end <= said for word in piece.words)
+        elif isinstance(piece, SpeechChunk):
+            assert all(word.text_end <= said for word in piece.words)
 
 
 async def test_estimated_words_cover_the_text_where_the_voice_knows_none() -> None:
-    engine, *_ = cascade(TextPiece("A sentence of words. Another one comes then."), timed=False)
+    engine, *_ = cascade(TextChunk("A sentence of words. Another one comes then."), timed=False)
     pieces = await answer(engine)
     words = words_of(pieces)
-    assert all(piece.pcm for piece in pieces if isinstance(piece, SpeechPiece))
-    assert [text_of(pieces)[: word.end].split()[-1] for word in words] == text_of(pieces).split()
-    assert words == sorted(words, key=lambda word: (word.start_ms, word.end))
+    assert all(piece.pcm for piece in pieces if isinstance(piece, SpeechChunk))
+    assert [text_of(pieces)[: word.text_end].split()[-1] for word in words] == text_of(pieces).split()
+    assert words == sorted(words, key=lambda word: (word.start_ms, word.text_end))
 
 
 async def test_the_summary_comes_last_and_names_the_parts() -> None:
     usage = Usage(input_text=3, output_text=1)
-    engine, *_ = cascade(TextPiece("Hello"), Summary(usage, "length"))
-    assert (await answer(engine))[-1] == Summary(usage, "length", ("ears", "chat", "mouth"))
+    engine, *_ = cascade(TextChunk("Hello"), GenerationSummary(usage, "length"))
+    assert (await answer(engine))[-1] == GenerationSummary(usage, "length", ("ears", "chat", "mouth"))
 
 
 async def test_without_speech_the_voice_is_silent() -> None:
-    engine, _, mouth = cascade(TextPiece("Hello. "), TextPiece("There."))
+    engine, _, mouth = cascade(TextChunk("Hello. "), TextChunk("There."))
     pieces = await answer(engine, GenerateOptions(speech=False))
-    assert pieces == [TextPiece("Hello. "), TextPiece("There."), Summary(made_by=("ears", "chat"))]
+    assert pieces == [TextChunk("Hello. "), TextChunk("There."), GenerationSummary(providers=("ears", "chat"))]
     assert not mouth.spoken
 
 
 async def test_calls_pass_through() -> None:
-    call = CallPiece("c1", "weather", '{"in":')
-    engine, _, mouth = cascade(call, CallPiece("c1", "weather", '"Rome"}'))
-    assert (await answer(engine))[:2] == [call, CallPiece("c1", "weather", '"Rome"}')]
+    call = ToolCallChunk("c1", "weather", '{"in":')
+    engine, _, mouth = cascade(call, ToolCallChunk("c1", "weather", '"Rome"}'))
+    assert (await answer(engine))[:2] == [call, ToolCallChunk("c1", "weather", '"Rome"}')]
     assert not mouth.spoken
 
 
 async def test_the_next_sentence_is_spoken_while_the_first_is_read() -> None:
-    engine, _, mouth = cascade(TextPiece("One. Two is longer. Three is longer. "))
+    engine, _, mouth = cascade(TextChunk("One. Two is longer. Three is longer. "))
     ready = asyncio.Event()
     mouth.said = lambda: ready.set() if len(mouth.spoken) == 2 else None
     async with aclosing(engine.generate(Conversation(), OPTIONS)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, SpeechPiece):
-                assert piece.words[0].end == len("One.")
+            if isinstance(piece, SpeechChunk):
+                assert piece.words[0].text_end == len("One.")
                 await asyncio.wait_for(ready.wait(), 10)
                 break
 
 
 async def test_a_slow_reader_holds_back_the_voice_and_the_chat() -> None:
-    engine, chat, mouth = cascade(*(TextPiece("some more words to say. ") for _ in range(1000)))
+    engine, chat, mouth = cascade(*(TextChunk("some more words to say. ") for _ in range(1000)))
     async with aclosing(engine.generate(Conversation(), OPTIONS)) as pieces:
         await anext(pieces)
         for _ in range(2000):
@@ -211,10 +213,10 @@ async def test_a_slow_reader_holds_back_the_voice_and_the_chat() -> None:
 
 
 async def test_closing_stops_the_chat_and_the_voice() -> None:
-    engine, chat, mouth = cascade(*(TextPiece("some more words to say. ") for _ in range(1000)))
+    engine, chat, mouth = cascade(*(TextChunk("some more words to say. ") for _ in range(1000)))
     async with aclosing(engine.generate(Conversation(), OPTIONS)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, SpeechPiece):
+            if isinstance(piece, SpeechChunk):
                 break
         assert mouth.speaking == 1
     assert chat.closed.is_set()
@@ -223,7 +225,7 @@ async def test_closing_stops_the_chat_and_the_voice() -> None:
 
 
 async def test_a_failing_chat_ends_the_answer() -> None:
-    engine, *_ = cascade(TextPiece("Hello. "), EngineFailure("broken"))
+    engine, *_ = cascade(TextChunk("Hello. "), EngineFailure("broken"))
     with pytest.raises(EngineFailure, match="broken"):
         await answer(engine)
     assert len(asyncio.all_tasks()) == 1
@@ -233,15 +235,15 @@ async def test_a_failing_chat_ends_the_answer() -> None:
 
 
 def hearing() -> tuple[Cascade, Ears, Script, Conversation]:
-    ears, chat = Ears(), Script(TextPiece("Yes."))
-    return Cascade(ears, chat, Mouth()), ears, chat, Conversation(open=OpenTurn("t1"))
+    ears, chat = Ears(), Script(TextChunk("Yes."))
+    return Cascade(ears, chat, Mouth()), ears, chat, Conversation(pending_turn=UserTurn("t1"))
 
 
 def say(conversation: Conversation, *pieces: bytes) -> list[AudioPart]:
-    assert conversation.open is not None
+    assert conversation.pending_turn is not None
     parts = [AudioPart(pcm) for pcm in pieces]
     for part in parts:
-        conversation.open.add(part)
+        conversation.pending_turn.add(part)
     return parts
 
 
@@ -264,40 +266,42 @@ async def test_what_was_not_prefilled_is_heard_when_it_is_settled() -> None:
     for part in parts:
         await engine.prefill(conversation, part)
     say(conversation, C)
-    assert conversation.open is not None
-    assert await engine.settle(conversation, conversation.open) == Transcript("1920 bytes in all")
+    assert conversation.pending_turn is not None
+    assert await engine.finalize_transcript(conversation, conversation.pending_turn) == Transcript("1920 bytes in all")
     assert list(ears.heard.values()) == [A + B + C]
-    other = OpenTurn("t2")
+    other = UserTurn("t2")
     other.add(AudioPart(A))
-    assert await engine.settle(conversation, other) == Transcript("640 bytes in all")
-    assert await engine.settle(conversation, OpenTurn("t3")) is None
+    assert await engine.finalize_transcript(conversation, other) == Transcript("640 bytes in all")
+    assert await engine.finalize_transcript(conversation, UserTurn("t3")) is None
 
 
 async def test_turns_of_one_name_are_not_mixed() -> None:
     """Clients name their items, and two may choose the same name."""
     engine, _, _, mine = hearing()
-    theirs = Conversation(open=OpenTurn("t1"))
+    theirs = Conversation(pending_turn=UserTurn("t1"))
     for conversation, pcm in ((mine, A), (theirs, B), (mine, C)):
         (part,) = say(conversation, pcm)
         await engine.prefill(conversation, part)
     for conversation, size in ((mine, 1280), (theirs, 640)):
-        assert conversation.open is not None
-        assert await engine.settle(conversation, conversation.open) == Transcript(f"{size} bytes in all")
+        assert conversation.pending_turn is not None
+        assert await engine.finalize_transcript(conversation, conversation.pending_turn) == Transcript(
+            f"{size} bytes in all"
+        )
 
 
 async def test_turns_are_forgotten_when_they_are_over() -> None:
     engine, ears, _, conversation = hearing()
     (part,) = say(conversation, A)
     await engine.prefill(conversation, part)
-    turn = conversation.open
+    turn = conversation.pending_turn
     assert turn is not None
-    await engine.settle(conversation, turn)
+    await engine.finalize_transcript(conversation, turn)
     assert ears.heard  # it may go on
-    conversation.open = None
+    conversation.pending_turn = None
     async with aclosing(engine.generate(conversation, OPTIONS)) as pieces:
         await anext(pieces)
     assert not ears.heard
-    conversation.open = OpenTurn("t2")
+    conversation.pending_turn = UserTurn("t2")
     (part,) = say(conversation, A)
     await engine.prefill(conversation, part)
     await engine.release(conversation.id)
@@ -309,9 +313,9 @@ async def test_the_next_turn_may_begin_while_the_last_is_settled() -> None:
     (part,) = say(conversation, A)
     await engine.prefill(conversation, part)
     ears.hold = asyncio.Event()
-    turn, conversation.open = conversation.open, OpenTurn("t2")
+    turn, conversation.pending_turn = conversation.pending_turn, UserTurn("t2")
     assert turn is not None
-    settling = asyncio.create_task(engine.settle(conversation, turn))
+    settling = asyncio.create_task(engine.finalize_transcript(conversation, turn))
     await asyncio.sleep(0)
     (part,) = say(conversation, B)
     await engine.prefill(conversation, part)
@@ -325,12 +329,12 @@ async def test_a_failing_transcriber_fails_the_turn_when_it_is_settled_and_not_b
     ears.fail = True
     (part,) = say(conversation, A)
     assert await engine.prefill(conversation, part) is None
-    assert conversation.open is not None
+    assert conversation.pending_turn is not None
     ears.forget = lambda _: asyncio.sleep(0)  # type: ignore[method-assign,assignment]
     with pytest.raises(EngineFailure, match="deaf"):
-        await engine.settle(conversation, conversation.open)
+        await engine.finalize_transcript(conversation, conversation.pending_turn)
     ears.fail = False
-    assert await engine.settle(conversation, conversation.open) == Transcript("640 bytes in all")
+    assert await engine.finalize_transcript(conversation, conversation.pending_turn) == Transcript("640 bytes in all")
 
 
 async def test_a_turn_that_the_transcriber_failed_in_is_heard_anew_when_it_is_settled() -> None:
@@ -339,8 +343,8 @@ async def test_a_turn_that_the_transcriber_failed_in_is_heard_anew_when_it_is_se
         ears.fail = pcm is B  # it dies in the middle, and is there again
         (part,) = say(conversation, pcm)
         await engine.prefill(conversation, part)
-    assert conversation.open is not None
-    assert await engine.settle(conversation, conversation.open) == Transcript("1920 bytes in all")
+    assert conversation.pending_turn is not None
+    assert await engine.finalize_transcript(conversation, conversation.pending_turn) == Transcript("1920 bytes in all")
     assert list(ears.heard.values()) == [A + B + C]
 
 
@@ -353,8 +357,8 @@ async def test_all_parts_start_or_none_stays_up() -> None:
     async def refuse() -> None:
         raise EngineFailure("no")
 
-    engine.voice.start = refuse  # type: ignore[method-assign]
+    engine.tts.start = refuse  # type: ignore[method-assign]
     with pytest.raises(EngineFailure):
         await engine.start()
-    assert isinstance(engine.chat, Part)
-    assert not engine.chat.up
+    assert isinstance(engine.llm, Part)
+    assert not engine.llm.up

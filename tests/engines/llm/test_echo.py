@@ -6,31 +6,31 @@ import pytest
 from PIL import Image, ImageFilter
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart
-from echosight.engines import Summary, TextPiece
-from echosight.engines.llm.echo import INTRODUCTION, NOTHING, EchoChat
+from echosight.engines import GenerationSummary, TextChunk
+from echosight.engines.llm.echo import INTRODUCTION, NOTHING, EchoLLM
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
 from echosight.vision.statistics import describe, look
 
 
 @pytest.fixture
-async def chat() -> AsyncGenerator[EchoChat]:
-    chat = EchoChat(max_history_turns=2)
+async def chat() -> AsyncGenerator[EchoLLM]:
+    chat = EchoLLM(max_history_turns=2)
     await chat.start()
     yield chat
     await chat.close()
 
 
 async def reply(
-    chat: EchoChat,
+    chat: EchoLLM,
     *items: Item,
     options: GenerateOptions = GenerateOptions(),  # noqa: B008
-) -> tuple[str, Summary]:
-    pieces = [piece async for piece in chat.reply(Conversation(items=list(items)), options)]
+) -> tuple[str, GenerationSummary]:
+    pieces = [piece async for piece in chat.generate(Conversation(items=list(items)), options)]
     summary = pieces.pop()
-    assert isinstance(summary, Summary)
-    assert all(isinstance(piece, TextPiece) and len(piece.text.split()) == 1 for piece in pieces)
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece)).strip(), summary
+    assert isinstance(summary, GenerationSummary)
+    assert all(isinstance(piece, TextChunk) and len(piece.text.split()) == 1 for piece in pieces)
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk)).strip(), summary
 
 
 def spoken(text: str | None) -> Item:
@@ -43,19 +43,19 @@ def picture(image: Image.Image, kind: str = "PNG") -> ImagePart:
     return ImagePart(ImageFrame(data.getvalue(), f"image/{kind.lower()}", *image.size))
 
 
-async def test_it_repeats_what_it_understood_and_says_what_it_is(chat: EchoChat) -> None:
+async def test_it_repeats_what_it_understood_and_says_what_it_is(chat: EchoLLM) -> None:
     text, summary = await reply(chat, spoken("hello world"))
     assert text == f"I heard: hello world. {INTRODUCTION}"
     assert summary.usage.output_text == len(text.split())
     assert (await reply(chat, Item("user", (TextPart("hello?"),))))[0] == f"You wrote: hello? {INTRODUCTION}"
 
 
-async def test_it_owns_up_to_having_understood_nothing(chat: EchoChat) -> None:
+async def test_it_owns_up_to_having_understood_nothing(chat: EchoLLM) -> None:
     for nothing in ("", None):
         assert (await reply(chat, spoken(nothing)))[0].startswith(NOTHING)
 
 
-async def test_it_remembers_the_turn_before(chat: EchoChat) -> None:
+async def test_it_remembers_the_turn_before(chat: EchoLLM) -> None:
     first, answer, second = spoken("red"), Item("assistant", (TextPart("…"),)), spoken("blue")
     assert (await reply(chat, first, answer, second))[0] == "I heard: blue. Before that you said: red."
     asked = spoken("what did i say before")
@@ -64,24 +64,24 @@ async def test_it_remembers_the_turn_before(chat: EchoChat) -> None:
 
 
 async def test_it_is_shown_no_more_turns_than_it_may_see() -> None:
-    chat = EchoChat(max_history_turns=1)
+    chat = EchoLLM(max_history_turns=1)
     assert "red" not in (await reply(chat, spoken("red"), spoken("blue")))[0]
 
 
-async def test_it_stops_at_the_token_limit(chat: EchoChat) -> None:
+async def test_it_stops_at_the_token_limit(chat: EchoLLM) -> None:
     text, summary = await reply(chat, spoken("one two three"), options=GenerateOptions(max_output_tokens=3))
     assert text == "I heard: one"
     assert (summary.finish, summary.usage.output_text) == ("length", 3)
 
 
-async def test_it_says_what_the_picture_shows(chat: EchoChat) -> None:
+async def test_it_says_what_the_picture_shows(chat: EchoLLM) -> None:
     item = Item("user", (picture(Image.new("RGB", (640, 480), (20, 60, 230)), "JPEG"),))
     text, _ = await reply(chat, item)
     assert text.startswith("The picture is 640 by 480 pixels")
     assert "mostly blue" in text
 
 
-async def test_it_compares_with_the_picture_before(chat: EchoChat) -> None:
+async def test_it_compares_with_the_picture_before(chat: EchoLLM) -> None:
     black, white = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), "white")
     half = black.copy()
     half.paste(white.crop((0, 0, 32, 64)))
@@ -90,7 +90,7 @@ async def test_it_compares_with_the_picture_before(chat: EchoChat) -> None:
     assert "About 50 percent of it changed" in (await reply(chat, before, now))[0]
 
 
-async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoChat) -> None:
+async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoLLM) -> None:
     part = ImagePart(ImageFrame(b"\x89PNG nothing", "image/png", 3, 3))
     text, _ = await reply(chat, Item("user", (TextPart("look"), part)))
     assert "I cannot read it" in text
@@ -128,7 +128,7 @@ def test_tiny_and_flat_pictures_can_be_measured() -> None:
     assert look(picture(Image.new("1", (2, 5000))).frame).height == 5000
 
 
-async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoChat) -> None:
+async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoLLM) -> None:
     red = Item("user", (picture(Image.new("RGB", (64, 48), "red")),))
     text, _ = await reply(chat, red, Item("user", (TextPart("what is this"),)))
     assert "red" in text

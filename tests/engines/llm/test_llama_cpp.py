@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from echosight.conversation import AudioPart, Conversation, Item, OpenTurn, TextPart
-from echosight.engines import Summary, TextPiece
-from echosight.engines.llm.llama_cpp import LlamaChat, chat
-from echosight.engines.runtime.retries import Unavailable
+from echosight.conversation import AudioPart, Conversation, Item, TextPart, UserTurn
+from echosight.engines import GenerationSummary, TextChunk
+from echosight.engines.llm.llama_cpp import LlamaCppLLM, chat
+from echosight.engines.runtime.retries import TransientError
 from echosight.engines.runtime.supervisor import RESTARTS, Supervisor
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
@@ -33,13 +33,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(kind: str, folder: Path) -> LlamaChat:
+def made(kind: str, folder: Path) -> LlamaCppLLM:
     program, model = llama_cpp(kind, folder)
     return chat(model, Settings(llama_exe_path=program, context_size=512))
 
 
 @pytest.fixture(params=KINDS)
-async def llama(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LlamaChat]:
+async def llama(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LlamaCppLLM]:
     started = made(request.param, tmp_path)
     await started.start()
     yield started
@@ -47,7 +47,7 @@ async def llama(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-async def real_llama(tmp_path: Path) -> AsyncIterator[LlamaChat]:
+async def real_llama(tmp_path: Path) -> AsyncIterator[LlamaCppLLM]:
     started = made("real", tmp_path)
     await started.start()
     yield started
@@ -59,13 +59,13 @@ def command(folder: Path) -> Callable[[int], list[str]]:
     return lambda port: [str(folder / "llama-server"), "--model", model, "--port", str(port)]
 
 
-async def said(llama: LlamaChat, options: GenerateOptions = OPTIONS) -> str:
-    pieces = [piece async for piece in llama.reply(TALK, options)]
-    assert isinstance(pieces[-1], Summary)
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+async def said(llama: LlamaCppLLM, options: GenerateOptions = OPTIONS) -> str:
+    pieces = [piece async for piece in llama.generate(TALK, options)]
+    assert isinstance(pieces[-1], GenerationSummary)
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
 
 
-def killed(llama: LlamaChat) -> int:
+def killed(llama: LlamaCppLLM) -> int:
     pid = llama.server.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -80,11 +80,11 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-async def test_it_answers(llama: LlamaChat) -> None:
+async def test_it_answers(llama: LlamaCppLLM) -> None:
     assert await said(llama)
 
 
-async def test_killed_it_is_back_for_the_next_turn(llama: LlamaChat) -> None:
+async def test_killed_it_is_back_for_the_next_turn(llama: LlamaCppLLM) -> None:
     await said(llama)
     for _ in range(2):
         dead = killed(llama)
@@ -93,32 +93,32 @@ async def test_killed_it_is_back_for_the_next_turn(llama: LlamaChat) -> None:
     assert llama.server.restarts == 2
 
 
-async def test_it_ends_with_the_server(llama: LlamaChat) -> None:
+async def test_it_ends_with_the_server(llama: LlamaCppLLM) -> None:
     pid = llama.server.pid
     assert pid is not None
     await llama.close()
     assert not is_alive(pid)
-    with pytest.raises(Unavailable):
+    with pytest.raises(TransientError):
         await said(llama)
 
 
-async def test_two_are_answered_at_once_and_neither_is_cut(real_llama: LlamaChat) -> None:
+async def test_two_are_answered_at_once_and_neither_is_cut(real_llama: LlamaCppLLM) -> None:
     long, short = GenerateOptions(max_output_tokens=300), GenerateOptions(max_output_tokens=5)
-    async with aclosing(real_llama.reply(TALK, long)) as pieces:
+    async with aclosing(real_llama.generate(TALK, long)) as pieces:
         first = [await anext(pieces)]
         # Somebody else's reply, and what is computed ahead for a third, come in between.
         other = asyncio.create_task(said(real_llama, short))
-        await real_llama.prefill(Conversation(instructions="Be long.", open=OpenTurn("t1")), "")
+        await real_llama.prefill(Conversation(instructions="Be long.", pending_turn=UserTurn("t1")), "")
         first += [piece async for piece in pieces]
-    assert isinstance(first[-1], Summary)
+    assert isinstance(first[-1], GenerationSummary)
     assert (first[-1].finish, len(first)) == ("length", 301)
     assert len((await other).split()) == 5
 
 
-async def test_an_interrupted_reply_does_not_hold_up_the_next(real_llama: LlamaChat) -> None:
+async def test_an_interrupted_reply_does_not_hold_up_the_next(real_llama: LlamaCppLLM) -> None:
     endless = GenerateOptions(max_output_tokens=100_000)
     for _ in range(3):
-        async with aclosing(real_llama.reply(TALK, endless)) as pieces:
+        async with aclosing(real_llama.generate(TALK, endless)) as pieces:
             assert await anext(pieces)
         async with asyncio.timeout(10):
             assert await said(real_llama)
@@ -128,11 +128,11 @@ async def test_an_interrupted_reply_does_not_hold_up_the_next(real_llama: LlamaC
 async def test_the_prompt_is_sent_ahead(folder: Path) -> None:
     llama = made("stand-in", folder)
     await llama.start()
-    talk = Conversation(instructions="Be brief.", open=OpenTurn("t1"))
+    talk = Conversation(instructions="Be brief.", pending_turn=UserTurn("t1"))
     await llama.prefill(talk, "")
     await asyncio.gather(*llama._chat._prefills.values())
-    assert talk.open is not None
-    talk.open.add(AudioPart(bytes(640)))
+    assert talk.pending_turn is not None
+    talk.pending_turn.add(AudioPart(bytes(640)))
     await llama.prefill(talk, "How")
     await asyncio.gather(*llama._chat._prefills.values())
     await llama.close()

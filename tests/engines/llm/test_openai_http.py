@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from echosight.conversation import Conversation, ImagePart, Item, OpenTurn, TextPart
-from echosight.engines import CallPiece, Summary, TextPiece
-from echosight.engines.llm.openai_http import OpenAIChat, at, groq, openai
-from echosight.engines.runtime.http_client import Refused, Upstream, key_for
-from echosight.engines.runtime.retries import Unavailable
+from echosight.conversation import Conversation, ImagePart, Item, TextPart, UserTurn
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
+from echosight.engines.llm.openai_http import OpenAILLM, at, groq, openai
+from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
+from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure, SetupError
 from echosight.events import Usage
 from echosight.media import ImageFrame
@@ -48,8 +48,8 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def chat(server: Server) -> AsyncIterator[OpenAIChat]:
-    made = OpenAIChat(Upstream(f"{server.url}/v1"), None)
+async def chat(server: Server) -> AsyncIterator[OpenAILLM]:
+    made = OpenAILLM(HttpService(f"{server.url}/v1"), None)
     await made.start()
     yield made
     await made.close()
@@ -72,24 +72,24 @@ def talk(*said: str) -> Conversation:
 
 
 async def ask(
-    chat: OpenAIChat, conversation: Conversation | None = None, options: GenerateOptions = OPTIONS
-) -> list[TextPiece | CallPiece | Summary]:
-    return [piece async for piece in chat.reply(conversation or talk("Hi"), options)]
+    chat: OpenAILLM, conversation: Conversation | None = None, options: GenerateOptions = OPTIONS
+) -> list[TextChunk | ToolCallChunk | GenerationSummary]:
+    return [piece async for piece in chat.generate(conversation or talk("Hi"), options)]
 
 
 def said(pieces: list[Any]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
 
 
 # --- what is asked, and what comes ----------------------------------------------------------------
 
 
-async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, chat: OpenAIChat) -> None:
+async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, chat: OpenAILLM) -> None:
     pieces = await ask(chat, options=GenerateOptions(temperature=0.5, max_output_tokens=9))
     assert pieces == [
-        TextPiece("Hel"),
-        TextPiece("lo."),
-        Summary(Usage(input_text=7, cached=5, output_text=2), "stop"),
+        TextChunk("Hel"),
+        TextChunk("lo."),
+        GenerationSummary(Usage(input_text=7, cached=5, output_text=2), "stop"),
     ]
     asked = server.asked(CHAT)[0].json
     assert asked == {
@@ -117,12 +117,12 @@ async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, c
     ],
     ids=["no-done", "done-only", "length", "filter", "tools", "cut-when-complete", "odd-pieces"],
 )  # fmt: skip
-async def test_all_ways_to_end_are_understood(server: Server, chat: OpenAIChat, script: Any, finish: str) -> None:
+async def test_all_ways_to_end_are_understood(server: Server, chat: OpenAILLM, script: Any, finish: str) -> None:
     server.on(CHAT, script)
-    assert await ask(chat) == [TextPiece("Hello."), Summary(finish=finish)]
+    assert await ask(chat) == [TextChunk("Hello."), GenerationSummary(finish=finish)]
 
 
-async def test_text_may_hold_what_ends_a_line_elsewhere(server: Server, chat: OpenAIChat) -> None:
+async def test_text_may_hold_what_ends_a_line_elsewhere(server: Server, chat: OpenAILLM) -> None:
     talked = "one\u2028two\x85three"
     event = json.dumps({"choices": [text(talked)["choices"][0] | {"finish_reason": "stop"}]}, ensure_ascii=False)
     cut = [bytes([byte]) for byte in f"data: {event}\r\n\r\n".encode()]
@@ -130,13 +130,13 @@ async def test_text_may_hold_what_ends_a_line_elsewhere(server: Server, chat: Op
     assert said(await ask(chat)) == talked
 
 
-async def test_a_count_that_is_none_spoils_no_answer(server: Server, chat: OpenAIChat) -> None:
+async def test_a_count_that_is_none_spoils_no_answer(server: Server, chat: OpenAILLM) -> None:
     for count in ({"usage": 3}, {"usage": {"prompt_tokens_details": 3}}, ["usage"]):
         server.on(CHAT, sse(text("Hello."), finished(), count))
         assert said(await ask(chat)) == "Hello."
 
 
-async def test_a_server_that_does_not_close_is_not_waited_for(server: Server, chat: OpenAIChat) -> None:
+async def test_a_server_that_does_not_close_is_not_waited_for(server: Server, chat: OpenAILLM) -> None:
     closed = asyncio.Event()
 
     async def open_ended(request: Request, reply: Reply) -> None:
@@ -146,11 +146,11 @@ async def test_a_server_that_does_not_close_is_not_waited_for(server: Server, ch
         closed.set()
 
     server.on(CHAT, open_ended)
-    assert await ask(chat) == [TextPiece("Hi"), Summary()]
+    assert await ask(chat) == [TextChunk("Hi"), GenerationSummary()]
     await closed.wait()
 
 
-async def test_functions_are_called(server: Server, chat: OpenAIChat) -> None:
+async def test_functions_are_called(server: Server, chat: OpenAILLM) -> None:
     def call(index: int, arguments: str, **more: Any) -> dict[str, Any]:
         function = {"arguments": arguments, **({"name": more["name"]} if "name" in more else {})}
         known = {"id": more["id"]} if "id" in more else {}
@@ -165,10 +165,10 @@ async def test_functions_are_called(server: Server, chat: OpenAIChat) -> None:
     choice = {"type": "function", "name": "weather"}
     pieces = await ask(chat, options=GenerateOptions(tools=(tool,), tool_choice=choice))
     assert pieces[:-1] == [
-        CallPiece("a", "weather", ""),
-        CallPiece("a", "weather", '{"in":'),
-        CallPiece("a", "weather", '"Rome"}'),
-        CallPiece("b", "time", "{}"),
+        ToolCallChunk("a", "weather", ""),
+        ToolCallChunk("a", "weather", '{"in":'),
+        ToolCallChunk("a", "weather", '"Rome"}'),
+        ToolCallChunk("b", "time", "{}"),
     ]
     asked = server.asked(CHAT)[0].json
     function = {key: value for key, value in tool.items() if key != "type"}
@@ -176,7 +176,7 @@ async def test_functions_are_called(server: Server, chat: OpenAIChat) -> None:
     assert asked["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
 
 
-async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Server, chat: OpenAIChat) -> None:
+async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Server, chat: OpenAILLM) -> None:
     server.on(
         CHAT,
         answer({"detail": "Unexpected fields: {'stream_options'}"}, 422),
@@ -192,7 +192,7 @@ async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Serv
     assert (third["max_completion_tokens"], "max_tokens" in third) == (5, False)
 
 
-async def test_pictures_are_shown_unless_the_model_is_blind(server: Server, chat: OpenAIChat) -> None:
+async def test_pictures_are_shown_unless_the_model_is_blind(server: Server, chat: OpenAILLM) -> None:
     frame = ImageFrame(b"\xff\xd8", "image/jpeg", 1, 1)
     conversation = Conversation(items=[Item("user", (ImagePart(frame), TextPart("What is this?")))])
     server.on(CHAT, HELLO, answer({"error": {"message": "image input is not supported"}}, 400), HELLO)
@@ -204,28 +204,26 @@ async def test_pictures_are_shown_unless_the_model_is_blind(server: Server, chat
     assert blind == [{"role": "user", "content": "What is this?"}]
 
 
-async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, chat: OpenAIChat) -> None:
+async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, chat: OpenAILLM) -> None:
     full = answer({"error": {"message": "the request exceeds the available context size"}}, 400)
     server.on(CHAT, full, full, HELLO, full)
     assert said(await ask(chat, talk(*"abcdefgh"))) == "Hello."
     shown = [[message["content"] for message in request.json["messages"][1:]] for request in server.asked(CHAT)]
     assert shown == [[*"abcdefgh"], [*"defgh"], [*"gh"]]
-    with pytest.raises(Refused, match="context size"):
+    with pytest.raises(PermanentError, match="context size"):
         await ask(chat, talk("a"))
 
 
 # --- faults ---------------------------------------------------------------------------------------
 
 
-async def test_three_more_attempts_before_the_first_piece(
-    server: Server, chat: OpenAIChat, pauses: list[float]
-) -> None:
+async def test_three_more_attempts_before_the_first_piece(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
     broken = answer({}, 500)
     server.on(CHAT, broken, answer({}, 503), sse(done=False, whole=False), HELLO)
     assert said(await ask(chat)) == "Hello."
     assert pauses == [1, 2, 4]
     server.on(CHAT, broken)
-    with pytest.raises(Unavailable, match=r"is in trouble \(500\)"):
+    with pytest.raises(TransientError, match=r"is in trouble \(500\)"):
         await ask(chat)
     assert len(server.asked(CHAT)) == 8
 
@@ -243,30 +241,30 @@ async def test_three_more_attempts_before_the_first_piece(
     ],
 )
 async def test_too_many_requests_wait_as_long_as_is_asked(
-    server: Server, chat: OpenAIChat, pauses: list[float], wish: str, pause: float
+    server: Server, chat: OpenAILLM, pauses: list[float], wish: str, pause: float
 ) -> None:
     server.on(CHAT, answer({}, 429, retry_after=wish), HELLO)
     assert said(await ask(chat)) == "Hello."
     assert pauses == [pause]
 
 
-async def test_nobody_waits_a_minute(server: Server, chat: OpenAIChat, pauses: list[float]) -> None:
+async def test_nobody_waits_a_minute(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
     server.on(CHAT, answer({}, 429, retry_after="60"), HELLO)
-    with pytest.raises(Unavailable, match=r"too many requests \(429\)"):
+    with pytest.raises(TransientError, match=r"too many requests \(429\)"):
         await ask(chat)
     assert pauses == []
 
 
 async def test_what_breaks_off_in_the_middle_is_not_said_again(
-    server: Server, chat: OpenAIChat, pauses: list[float]
+    server: Server, chat: OpenAILLM, pauses: list[float]
 ) -> None:
     for cut in (sse(text("Hel"), done=False, whole=False), sse(text("Hel"), done=False, whole=True)):
         server.on(CHAT, cut)
         heard: list[Any] = []
-        with pytest.raises(Unavailable, match="broke off"):
-            async for piece in chat.reply(talk("Hi"), OPTIONS):
+        with pytest.raises(TransientError, match="broke off"):
+            async for piece in chat.generate(talk("Hi"), OPTIONS):
                 heard.append(piece)
-        assert heard == [TextPiece("Hel")]
+        assert heard == [TextChunk("Hel")]
     assert pauses == []
 
 
@@ -284,22 +282,22 @@ async def test_what_breaks_off_in_the_middle_is_not_said_again(
         (sse({"error": {"message": "out of memory"}}), "out of memory"),
     ],
 )
-async def test_garbage_is_no_answer(server: Server, chat: OpenAIChat, script: Any, message: str) -> None:
+async def test_garbage_is_no_answer(server: Server, chat: OpenAILLM, script: Any, message: str) -> None:
     server.on(CHAT, script)
     with pytest.raises(EngineFailure, match=message):
         await ask(chat)
 
 
-async def test_what_is_no_http_is_tried_again_in_vain(server: Server, chat: OpenAIChat, pauses: list[float]) -> None:
+async def test_what_is_no_http_is_tried_again_in_vain(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
     server.on(CHAT, raw(b"SSH-2.0-OpenSSH_9.2\r\n"))
-    with pytest.raises(Unavailable, match="broke off"):
+    with pytest.raises(TransientError, match="broke off"):
         await ask(chat)
     assert len(pauses) == 3
 
 
-async def test_mistakes_are_not_tried_again(server: Server, chat: OpenAIChat, pauses: list[float]) -> None:
+async def test_mistakes_are_not_tried_again(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
     server.on(CHAT, answer({"error": {"message": "context\nis too long"}}, 400))
-    with pytest.raises(Refused, match=r"does not take the request .400.: context is too long"):
+    with pytest.raises(PermanentError, match=r"does not take the request .400.: context is too long"):
         await ask(chat)
     assert pauses == []
 
@@ -309,9 +307,9 @@ async def test_silence_ends(server: Server, pauses: list[float]) -> None:
         await reply.until_gone()
 
     server.on(CHAT, silent)
-    chat = OpenAIChat(Upstream(f"{server.url}/v1", silence_s=0.05), "tiny")
+    chat = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.05), "tiny")
     await chat.upstream.start()
-    with pytest.raises(Unavailable, match="said nothing for"):
+    with pytest.raises(TransientError, match="said nothing for"):
         await ask(chat)
     assert pauses == [1, 2, 4]
     await chat.close()
@@ -319,38 +317,38 @@ async def test_silence_ends(server: Server, pauses: list[float]) -> None:
 
 async def test_comments_are_silence(server: Server, pauses: list[float]) -> None:
     server.on(CHAT, trickle(b": still thinking\n\n", kind="text/event-stream"))
-    chat = OpenAIChat(Upstream(f"{server.url}/v1", silence_s=0.1), "tiny")
+    chat = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.1), "tiny")
     await chat.upstream.start()
-    with pytest.raises(Unavailable, match="said nothing for"):
+    with pytest.raises(TransientError, match="said nothing for"):
         await ask(chat)
     assert len(server.asked(CHAT)) == 4
     await chat.close()
 
 
 async def test_reasons_without_end_are_not_read(
-    server: Server, chat: OpenAIChat, monkeypatch: pytest.MonkeyPatch
+    server: Server, chat: OpenAILLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("echosight.engines.runtime.http_client.DETAIL_S", 0.1)
     server.on(CHAT, trickle(b"no ", status=400))
-    with pytest.raises(Refused, match=r"does not take the request \(400\): no no"):
+    with pytest.raises(PermanentError, match=r"does not take the request \(400\): no no"):
         await ask(chat)
 
 
 async def test_who_takes_too_long_is_not_asked_again(
-    server: Server, chat: OpenAIChat, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    server: Server, chat: OpenAILLM, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("echosight.engines.runtime.retries.LATEST_S", 2.5)
     server.on(CHAT, answer({}, 500))
-    with pytest.raises(Unavailable):
+    with pytest.raises(TransientError):
         await ask(chat)
     assert pauses == [1, 2]
 
 
 async def test_nobody_there(pauses: list[float]) -> None:
     async with upstream() as gone:
-        chat = OpenAIChat(Upstream(f"{gone.url}/v1"), "tiny")
+        chat = OpenAILLM(HttpService(f"{gone.url}/v1"), "tiny")
     await chat.upstream.start()
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    with pytest.raises(TransientError, match="cannot be reached"):
         await ask(chat)
     assert pauses == [1, 2, 4]
     with pytest.raises(SetupError, match=r"No chat at http.*cannot be reached"):
@@ -358,7 +356,7 @@ async def test_nobody_there(pauses: list[float]) -> None:
     await chat.close()
 
 
-async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenAIChat) -> None:
+async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenAILLM) -> None:
     gone = asyncio.Event()
 
     async def endless(request: Request, reply: Reply) -> None:
@@ -368,8 +366,8 @@ async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenA
         gone.set()
 
     server.on(CHAT, endless)
-    async with aclosing(chat.reply(talk("Hi"), OPTIONS)) as pieces:
-        assert await anext(pieces) == TextPiece("and ")
+    async with aclosing(chat.generate(talk("Hi"), OPTIONS)) as pieces:
+        assert await anext(pieces) == TextChunk("and ")
     await gone.wait()
 
 
@@ -394,7 +392,7 @@ async def test_what_cannot_answer_is_told_at_start(
     server: Server, models: Any, model: str | None, sentence: str
 ) -> None:
     server.on("/v1/models", models)
-    chat = OpenAIChat(Upstream(f"{server.url}/v1"), model)
+    chat = OpenAILLM(HttpService(f"{server.url}/v1"), model)
     with pytest.raises(SetupError, match=sentence):
         await chat.start()
     await chat.close()
@@ -455,7 +453,7 @@ async def test_the_prompt_is_sent_ahead_to_a_server_of_ones_own(server: Server) 
     chat = at(f"{server.url}/v1", Settings())
     await chat.start()
     conversation = talk("Hi")
-    conversation.open = OpenTurn("t1")
+    conversation.pending_turn = UserTurn("t1")
     await chat.prefill(conversation, "")
     await asyncio.gather(*chat._prefills.values())
     await chat.prefill(conversation, "How are")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.engines import CallPiece, TextPiece
+from echosight.engines import TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.output_parser import Markup
 
 Said = tuple[str, list[tuple[str, str]]]
@@ -53,8 +53,8 @@ CASES: dict[str, tuple[str, str, Said]] = {
 def read(prompt: str, pieces: list[str]) -> Said:
     markup = Markup(prompt, ["<|im_end|>", "<|other|>", "<|constrain|>"])
     made = [piece for text in pieces for piece in markup.feed(text)] + markup.finish()
-    calls = [(piece.name, piece.arguments) for piece in made if isinstance(piece, CallPiece)]
-    return "".join(piece.text for piece in made if isinstance(piece, TextPiece)), calls
+    calls = [(piece.name, piece.arguments) for piece in made if isinstance(piece, ToolCallChunk)]
+    return "".join(piece.text for piece in made if isinstance(piece, TextChunk)), calls
 
 
 @pytest.mark.parametrize("case", CASES)

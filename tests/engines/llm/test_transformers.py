@@ -21,13 +21,13 @@ from echosight.conversation import (  # noqa: E402
     Conversation,
     ImagePart,
     Item,
-    OpenTurn,
     TextPart,
     ToolCall,
     ToolResult,
+    UserTurn,
 )
-from echosight.engines import CallPiece, Summary, TextPiece  # noqa: E402
-from echosight.engines.llm.transformers.chat import TransformersChat, build_author, chat  # noqa: E402
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk  # noqa: E402
+from echosight.engines.llm.transformers.chat import TransformersLLM, build_author, chat  # noqa: E402
 from echosight.engines.llm.transformers.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from echosight.engines.llm.transformers.generator import Author  # noqa: E402
 from echosight.engines.llm.transformers.prompt import Request, kept_turns  # noqa: E402
@@ -109,11 +109,13 @@ def request(conversation: Conversation, **more: Any) -> Request:
     return Request(conversation, conversation.instructions, **more)
 
 
-def write(author: Author, conversation: Conversation, options: GenerateOptions = SHORT) -> tuple[str, Summary]:
+def write(
+    author: Author, conversation: Conversation, options: GenerateOptions = SHORT
+) -> tuple[str, GenerationSummary]:
     pieces = [piece for step in author.write(request(conversation), options) for piece in step]
     summary = pieces[-1]
-    assert isinstance(summary, Summary)
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece)), summary
+    assert isinstance(summary, GenerationSummary)
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk)), summary
 
 
 def upto(conversation: Conversation, items: int) -> Conversation:
@@ -179,7 +181,7 @@ def test_a_reply_that_was_cut_off_leaves_nothing_behind(checkpoint: Checkpoint, 
     steps = kept.write(request(conversation), SHORT)
     heard = ""
     while len(heard) < 4:
-        heard += "".join(piece.text for piece in next(steps) if isinstance(piece, TextPiece))
+        heard += "".join(piece.text for piece in next(steps) if isinstance(piece, TextChunk))
     steps.close()
     conversation.add(said(heard[:3]))
     conversation.add(user("the lazy dog"))
@@ -200,10 +202,10 @@ def test_conversations_that_take_turns_do_not_hear_each_other(checkpoint: Checkp
             step = next(writing[n], None)
             if step is None:
                 open_ones.discard(n)
-            texts[n] += "".join(piece.text for piece in step or () if isinstance(piece, TextPiece))
+            texts[n] += "".join(piece.text for piece in step or () if isinstance(piece, TextChunk))
     for seed, conversation in enumerate(talks):
         alone = [p for step in author(checkpoint).write(request(conversation), taste, seed) for p in step]
-        assert texts[seed] == "".join(piece.text for piece in alone if isinstance(piece, TextPiece))
+        assert texts[seed] == "".join(piece.text for piece in alone if isinstance(piece, TextChunk))
 
 
 def test_what_is_read_while_the_user_speaks_changes_nothing(checkpoint: Checkpoint, kind: str) -> None:
@@ -330,33 +332,33 @@ def test_a_template_that_knows_no_system_gets_it_from_the_user(tmp_path: Path) -
 
 @pytest.fixture
 async def served(folders: dict[str, Path]) -> Any:
-    made = TransformersChat("tiny", lambda: build_author(str(folders["llama"])), seed=1)
+    made = TransformersLLM("tiny", lambda: build_author(str(folders["llama"])), seed=1)
     await made.start()
     yield made
     await made.close()
 
 
-async def test_a_chat_reads_ahead_answers_and_forgets(served: TransformersChat) -> None:
-    conversation = Conversation(instructions="Answer in one sentence.", open=OpenTurn())
-    assert conversation.open is not None
-    conversation.open.add(AudioPart(bytes(3200)))
+async def test_a_chat_reads_ahead_answers_and_forgets(served: TransformersLLM) -> None:
+    conversation = Conversation(instructions="Answer in one sentence.", pending_turn=UserTurn())
+    assert conversation.pending_turn is not None
+    conversation.pending_turn.add(AudioPart(bytes(3200)))
     for heard in ("how are", "how are you today and", "how are you today and where"):
         await served.prefill(conversation, heard)
-    conversation.add(conversation.open.close("how are you today and where are we?"))
-    conversation.open = None
-    pieces = [piece async for piece in served.reply(conversation, SHORT)]
-    assert isinstance(pieces[-1], Summary)
+    conversation.add(conversation.pending_turn.to_item("how are you today and where are we?"))
+    conversation.pending_turn = None
+    pieces = [piece async for piece in served.generate(conversation, SHORT)]
+    assert isinstance(pieces[-1], GenerationSummary)
     assert pieces[-1].usage.cached > 10
-    assert any(isinstance(piece, TextPiece) for piece in pieces)
+    assert any(isinstance(piece, TextChunk) for piece in pieces)
     await served.release(conversation.id)
-    again = [piece async for piece in served.reply(conversation, SHORT)]
-    assert isinstance(again[-1], Summary)
+    again = [piece async for piece in served.generate(conversation, SHORT)]
+    assert isinstance(again[-1], GenerationSummary)
     assert again[-1].usage.cached == 0
     assert again[:-1] == pieces[:-1]
 
 
 async def test_a_reply_that_nobody_reads_stops_within_a_step(
-    served: TransformersChat, monkeypatch: pytest.MonkeyPatch
+    served: TransformersLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mind = served._author.mind
     steps = 0
@@ -368,29 +370,29 @@ async def test_a_reply_that_nobody_reads_stops_within_a_step(
         return go_on(*args)
 
     monkeypatch.setattr(mind, "go_on", counted)
-    async with aclosing(served.reply(talk("llama"), replace(SHORT, max_output_tokens=200))) as reply:
+    async with aclosing(served.generate(talk("llama"), replace(SHORT, max_output_tokens=200))) as reply:
         await anext(reply)
         read = steps
     assert steps <= read + 1
 
 
 async def test_a_template_that_breaks_fails_the_turn_only(
-    served: TransformersChat, monkeypatch: pytest.MonkeyPatch
+    served: TransformersLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken, pytest.raises(EngineFailure, match="The model failed"):
         broken.setattr(served._author.template, "template", "{{ raise_exception('no') }}")
-        [piece async for piece in served.reply(talk("llama"), SHORT)]
-    assert isinstance([piece async for piece in served.reply(talk("llama"), SHORT)][-1], Summary)
+        [piece async for piece in served.generate(talk("llama"), SHORT)]
+    assert isinstance([piece async for piece in served.generate(talk("llama"), SHORT)][-1], GenerationSummary)
 
 
-async def test_a_named_function_is_called(served: TransformersChat, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_named_function_is_called(served: TransformersLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served._author, "_ends", frozenset())
     written = iter('{"city": "Rome"}}\n</tool_call>')
     monkeypatch.setattr("echosight.engines.llm.transformers.generator._Text.add", lambda *_: next(written, ""))
     choice = {"type": "function", "name": "weather"}
     options = GenerateOptions(max_output_tokens=40, tools=(WEATHER,), tool_choice=choice)
-    pieces = [piece async for piece in served.reply(talk("llama"), options)]
-    calls = [piece for piece in pieces if isinstance(piece, CallPiece)]
+    pieces = [piece async for piece in served.generate(talk("llama"), options)]
+    calls = [piece for piece in pieces if isinstance(piece, ToolCallChunk)]
     assert [(call.name, call.arguments) for call in calls] == [("weather", '{"city": "Rome"}')]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from echosight.conversation import Conversation, Item, OpenTurn, TextPart
-from echosight.engines import Summary, TextPiece
+from echosight.conversation import Conversation, Item, TextPart, UserTurn
+from echosight.engines import GenerationSummary, TextChunk
 from echosight.engines.llm.openai_http import at
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
@@ -68,16 +68,16 @@ async def test_it_answers_as_a_stream_and_stops_at_the_limit(served: str) -> Non
     await chat.start()
     conversation = Conversation(instructions="Be brief.", items=[Item("user", (TextPart("hello world"),))])
     options = GenerateOptions(max_output_tokens=12)
-    answers = [[piece async for piece in chat.reply(conversation, options)] for _ in range(2)]
-    conversation.open = OpenTurn("t1")
+    answers = [[piece async for piece in chat.generate(conversation, options)] for _ in range(2)]
+    conversation.pending_turn = UserTurn("t1")
     await chat.prefill(conversation, "how are")
-    again = [piece async for piece in chat.reply(conversation, options)]
+    again = [piece async for piece in chat.generate(conversation, options)]
     await chat.close()
     *pieces, summary = answers[0]
-    assert isinstance(summary, Summary)
+    assert isinstance(summary, GenerationSummary)
     assert (summary.finish, summary.usage.output_text) == ("length", 12)
     assert len(pieces) > 1
-    assert all(isinstance(piece, TextPiece) for piece in pieces)
+    assert all(isinstance(piece, TextChunk) for piece in pieces)
     assert answers[0] == answers[1] == again
 
 

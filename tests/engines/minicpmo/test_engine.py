@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, TextPart
-from echosight.engines import SpeechPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, UserTurn
+from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.minicpmo import engine as minicpmo
 from echosight.engines.minicpmo.engine import MODULE, MiniCpmEngine, load, version_of
 from echosight.errors import EngineFailure, EngineFull, SetupError
@@ -66,11 +66,11 @@ def picture(width: int) -> ImagePart:
 
 async def speak(engine: MiniCpmEngine, conversation: Conversation, *parts: Any) -> None:
     """The user says and shows something, piece by piece, and ends the turn."""
-    conversation.open = turn = OpenTurn()
+    conversation.pending_turn = turn = UserTurn()
     for part in parts:
         await engine.prefill(conversation, turn.add(part))
-    conversation.open = None
-    conversation.add(turn.close())
+    conversation.pending_turn = None
+    conversation.add(turn.to_item())
 
 
 async def answer(engine: MiniCpmEngine, conversation: Conversation, options: GenerateOptions = SPOKEN) -> list[str]:
@@ -78,7 +78,7 @@ async def answer(engine: MiniCpmEngine, conversation: Conversation, options: Gen
     text = ""
     async with aclosing(engine.generate(conversation, options)) as pieces:
         async for piece in pieces:
-            text += piece.text if isinstance(piece, TextPiece) else ""
+            text += piece.text if isinstance(piece, TextChunk) else ""
     conversation.add(Item("assistant", (TextPart(text.strip()),)))
     # 2.6 is told how to speak as if by the user.
     words = [word for word in text.split() if not word.startswith("s:")]
@@ -87,13 +87,13 @@ async def answer(engine: MiniCpmEngine, conversation: Conversation, options: Gen
 
 async def test_it_reads_while_the_user_speaks(engine: MiniCpmEngine, version: str) -> None:
     conversation = Conversation(instructions="Be kind.")
-    conversation.open = turn = OpenTurn()
+    conversation.pending_turn = turn = UserTurn()
     for part in (seconds(0.6), picture(5), seconds(0.6), seconds(1.4)):
         await engine.prefill(conversation, turn.add(part))
     seat = engine._seats[0]
     assert seat._bytes == 64_000
-    conversation.open = None
-    conversation.add(turn.close())
+    conversation.pending_turn = None
+    conversation.add(turn.to_item())
     # The voice is known only now, so all is read again.
     first = await answer(engine, conversation)
     await speak(engine, conversation, seconds(1.2), TextPart("and this?"))
@@ -109,7 +109,7 @@ async def test_it_reads_while_the_user_speaks(engine: MiniCpmEngine, version: st
 
 async def test_the_voice_is_that_of_the_sample(engine: MiniCpmEngine, version: str) -> None:
     conversation = Conversation(language="zh-CN", items=[Item("user", (TextPart("hello"),))])
-    text = "".join([p.text async for p in engine.generate(conversation, SPOKEN) if isinstance(p, TextPiece)])
+    text = "".join([p.text async for p in engine.generate(conversation, SPOKEN) if isinstance(p, TextChunk)])
     role = "u" if version == "26" else "s"
     assert text.split()[:4] == [f"{role}:omni/zh", f"{role}:clone", f"{role}:1.5s", f"{role}:speak"]
 
@@ -117,20 +117,20 @@ async def test_the_voice_is_that_of_the_sample(engine: MiniCpmEngine, version: s
 async def test_speech_comes_with_the_words_spoken_in_it(engine: MiniCpmEngine) -> None:
     conversation = Conversation(items=[Item("user", (TextPart("hello"),))])
     pieces = [piece async for piece in engine.generate(conversation, SPOKEN)]
-    text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
-    speech = [piece for piece in pieces if isinstance(piece, SpeechPiece)]
+    text = "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
+    speech = [piece for piece in pieces if isinstance(piece, SpeechChunk)]
     assert "<|" not in text
     words = [word for piece in speech for word in piece.words]
-    assert [text[: word.end].split()[-1] for word in words] == text.split()
+    assert [text[: word.text_end].split()[-1] for word in words] == text.split()
     assert [word.start_ms // 100 for word in words] == [n // 2 for n in range(len(words))]
     assert all(piece.pcm == speech[0].pcm and len(piece.pcm) == 4800 for piece in speech)
-    assert pieces[-1] == Summary(made_by=("stand-in",))
+    assert pieces[-1] == GenerationSummary(providers=("stand-in",))
 
 
 async def test_text_alone_needs_no_voice(engine: MiniCpmEngine) -> None:
     conversation = Conversation(items=[Item("user", (TextPart("hello"),))])
     pieces = [piece async for piece in engine.generate(conversation, GenerateOptions(speech=False))]
-    assert {type(piece) for piece in pieces} == {TextPiece, Summary}
+    assert {type(piece) for piece in pieces} == {TextChunk, GenerationSummary}
 
 
 async def test_what_was_edited_is_read_anew(engine: MiniCpmEngine) -> None:
@@ -151,7 +151,7 @@ async def test_an_answer_that_nobody_reads_stops(engine: MiniCpmEngine) -> None:
         await anext(pieces)
     read = ""
     async for piece in engine.generate(conversation, SPOKEN):
-        read += piece.text if isinstance(piece, TextPiece) else ""
+        read += piece.text if isinstance(piece, TextChunk) else ""
     made = next(int(word[5:]) for word in read.split() if word.startswith("made:"))
     assert made <= 1 + minicpmo.AHEAD
 
@@ -163,9 +163,9 @@ async def test_without_a_sample_the_newer_model_speaks_with_its_own_voice(tmp_pa
     await engine.start()
     conversation = Conversation(items=[Item("user", (TextPart("hello"),))])
     pieces = [piece async for piece in engine.generate(conversation, GenerateOptions())]
-    text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+    text = "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
     assert "s:1.5s s:speak" in text
-    assert any(isinstance(piece, SpeechPiece) for piece in pieces)
+    assert any(isinstance(piece, SpeechChunk) for piece in pieces)
     await engine.close()
 
 
@@ -174,7 +174,7 @@ async def test_the_limit_is_told() -> None:
     await engine.start()
     conversation = Conversation(items=[Item("user", (TextPart("hello"),))])
     pieces = [p async for p in engine.generate(conversation, replace(SPOKEN, max_output_tokens=2))]
-    assert pieces[-1] == Summary(finish="length", made_by=("stand-in",))
+    assert pieces[-1] == GenerationSummary(finish="length", providers=("stand-in",))
     await engine.close()
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
-from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.omni.conversation_cache import Memory, View
 from echosight.engines.omni.generation import Answer, Wish
 from echosight.engines.runtime.sampling import Taste
-from echosight.media import HEARD_HZ, ImageFrame
+from echosight.media import INPUT_SAMPLE_RATE, ImageFrame
 
 SYSTEM = "You are a helpful assistant."
 CLOSE = 1e-4
@@ -23,9 +23,9 @@ CLOSE = 1e-4
 
 
 def sound(seconds: float, seed: int = 0) -> bytes:
-    """A warbling tone in noise, PCM16 at `HEARD_HZ`; its loudest moment is at its beginning."""
-    count = int(seconds * HEARD_HZ)
-    at = np.arange(count) / HEARD_HZ
+    """A warbling tone in noise, PCM16 at `INPUT_SAMPLE_RATE`; its loudest moment is at its beginning."""
+    count = int(seconds * INPUT_SAMPLE_RATE)
+    at = np.arange(count) / INPUT_SAMPLE_RATE
     loudness = 0.2 * np.clip(np.sin(2 * np.pi * 1.3 * at), 0, 1) * np.where(at < 0.5, 2.0, 1.0)
     tone = loudness * np.sin(2 * np.pi * (200 + 20 * seed + 300 * np.sin(np.pi * at)) * at)
     noise = 0.005 * np.random.default_rng(seed).standard_normal(count)
@@ -40,7 +40,7 @@ def photo(seed: int = 0) -> ImageFrame:
 
 
 def heard(pcm: bytes) -> AudioPart:
-    return AudioPart(pcm, HEARD_HZ, len(pcm) * 500 // HEARD_HZ)
+    return AudioPart(pcm, INPUT_SAMPLE_RATE, len(pcm) * 500 // INPUT_SAMPLE_RATE)
 
 
 def user(name: str, *parts: Part) -> Item:
@@ -75,17 +75,17 @@ class Said:
     kinds: str = ""
     tokens: list[int] = field(default_factory=list)
     frames: list[Any] = field(default_factory=list)
-    summary: Summary | None = None
+    summary: GenerationSummary | None = None
 
-    def add(self, pieces: list[Piece]) -> None:
+    def add(self, pieces: list[Chunk]) -> None:
         for piece in pieces:
             self.kinds += type(piece).__name__[0]
             match piece:
-                case TextPiece(text):
+                case TextChunk(text):
                     self.text += text
-                case SpeechPiece(pcm):
+                case SpeechChunk(pcm):
                     self.pcm += pcm
-                case Summary():
+                case GenerationSummary():
                     self.summary = piece
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, OpenTurn, Part, TextPart
-from echosight.engines import Piece, SpeechPiece, Summary, TextPiece
+from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, UserTurn
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.omni.batch_scheduler import Rounds
 from echosight.engines.omni.engine import OmniEngine
 from echosight.engines.omni.load import load
@@ -24,7 +24,7 @@ SHORT = GenerateOptions(max_output_tokens=6)
 PACKET = 640
 
 
-class Ear:
+class AudioInput:
     """A transcriber that counts what it hears."""
 
     name = "ear"
@@ -63,36 +63,36 @@ async def engine(folders: dict[str, Path], kind: str) -> AsyncIterator[OmniEngin
 
 async def speak(engine: OmniEngine, conversation: Conversation, *parts: Part, seconds: float = 2.5) -> None:
     """The user says and shows something, packet by packet."""
-    conversation.open = OpenTurn()
+    conversation.pending_turn = UserTurn()
     pcm = sound(seconds)
     for start in range(0, len(pcm), PACKET):
-        await engine.prefill(conversation, conversation.open.add(AudioPart(pcm[start : start + PACKET])))
+        await engine.prefill(conversation, conversation.pending_turn.add(AudioPart(pcm[start : start + PACKET])))
     for part in parts:
-        await engine.prefill(conversation, conversation.open.add(part))
-    conversation.add(conversation.open.close())
-    conversation.open = None
+        await engine.prefill(conversation, conversation.pending_turn.add(part))
+    conversation.add(conversation.pending_turn.to_item())
+    conversation.pending_turn = None
 
 
-async def collect(pieces: AsyncGenerator[Piece]) -> list[Piece]:
+async def collect(pieces: AsyncGenerator[Chunk]) -> list[Chunk]:
     async with aclosing(pieces):
         return [piece async for piece in pieces]
 
 
-def text_of(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+def text_of(pieces: list[Chunk]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
 
 
 async def test_a_talk_of_two_turns(engine: OmniEngine) -> None:
     talk = Conversation(instructions="Be kind.")
     await speak(engine, talk, ImagePart(photo()), TextPart("look"))
     first = await collect(engine.generate(talk, SHORT))
-    speech = [piece for piece in first if isinstance(piece, SpeechPiece)]
+    speech = [piece for piece in first if isinstance(piece, SpeechChunk)]
     words = [word for piece in speech for word in piece.words]
     assert speech and all(len(piece.pcm) % 2 == 0 for piece in speech)
-    assert [word.end for word in words] == sorted({word.end for word in words})
-    assert words[-1].end <= len(text_of(first))
+    assert [word.text_end for word in words] == sorted({word.text_end for word in words})
+    assert words[-1].text_end <= len(text_of(first))
     match first[-1]:
-        case Summary(usage, "length", made_by):
+        case GenerationSummary(usage, "length", made_by):
             assert made_by == (engine.name,)
             assert usage.input_audio > 30 and usage.input_image > 4 and usage.cached > 10
             assert usage.output_text == 6 and usage.output_audio == 40
@@ -101,16 +101,18 @@ async def test_a_talk_of_two_turns(engine: OmniEngine) -> None:
     talk.add(Item("assistant", (AudioPart(None, 24_000, 0, text_of(first)),)))
     await speak(engine, talk)
     second = await collect(engine.generate(talk, SHORT))
-    assert isinstance(second[-1], Summary) and second[-1].usage.cached > usage.input_audio + usage.input_text + 6
+    assert (
+        isinstance(second[-1], GenerationSummary) and second[-1].usage.cached > usage.input_audio + usage.input_text + 6
+    )
 
 
 async def test_speech_is_computed_while_it_is_heard(engine: OmniEngine) -> None:
     talk = Conversation()
     await speak(engine, talk, seconds=engine._stage.model.window / 100 + 0.5)
     pieces = await collect(engine.generate(talk, GenerateOptions(max_output_tokens=2, speech=False)))
-    assert [type(piece) for piece in pieces][-1] is Summary
-    assert not any(isinstance(piece, SpeechPiece) for piece in pieces)
-    usage = pieces[-1].usage if isinstance(pieces[-1], Summary) else None
+    assert [type(piece) for piece in pieces][-1] is GenerationSummary
+    assert not any(isinstance(piece, SpeechChunk) for piece in pieces)
+    usage = pieces[-1].usage if isinstance(pieces[-1], GenerationSummary) else None
     assert usage is not None and usage.cached > 0.5 * usage.input_audio
 
 
@@ -120,7 +122,7 @@ async def test_a_broken_off_answer_leaves_nothing_behind(engine: OmniEngine) -> 
         await speak(engine, conversation)
     async with aclosing(engine.generate(talk, SHORT)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, SpeechPiece):
+            if isinstance(piece, SpeechChunk):
                 break
     assert not len(engine._stage.model.talking)
     again, fresh = [await collect(engine.generate(each, SHORT)) for each in (talk, other)]
@@ -151,7 +153,7 @@ async def test_answers_at_the_same_time_share_steps_and_stay_apart(engine: OmniE
     sizes: list[int] = []
     advance = engine._stage.advance
 
-    def count(answers: Any) -> list[list[Piece]]:
+    def count(answers: Any) -> list[list[Chunk]]:
         sizes.append(len(answers))
         return advance(answers)
 
@@ -166,12 +168,12 @@ async def test_a_reader_that_stops_holds_back_its_own_answer_only(engine: OmniEn
     for talk in (slow, quick):
         await speak(engine, talk)
     async with aclosing(engine.generate(slow, SHORT)) as pieces:
-        assert isinstance(await anext(pieces), TextPiece)
+        assert isinstance(await anext(pieces), TextChunk)
         await collect(engine.generate(quick, SHORT))
         ahead = engine._rounds._lanes[0].answer
         assert len(ahead.tokens) <= 3 and not ahead.done
         rest = [piece async for piece in pieces]
-    assert isinstance(rest[-1], Summary)
+    assert isinstance(rest[-1], GenerationSummary)
 
 
 async def test_voices_and_instructions_of_one_answer(engine: OmniEngine) -> None:
@@ -226,17 +228,17 @@ async def test_a_failing_model_fails_the_turn_and_not_the_next(engine: OmniEngin
 
 
 async def test_a_transcriber_beside_it_writes_what_was_said(folders: dict[str, Path]) -> None:
-    ear = Ear()
+    ear = AudioInput()
     engine = load(str(folders["qwen2_5_omni"]), device="cpu", capacity=1, context=512, transcriber=ear)
     await engine.start()
     talk = Conversation()
-    talk.open = turn = OpenTurn()
+    talk.pending_turn = turn = UserTurn()
     partial = await engine.prefill(talk, turn.add(heard(sound(0.1))))
     assert partial == "1600 so far"
-    assert await engine.settle(talk, turn) == Transcript("1600 in all")
-    talk.add(turn.close())
-    talk.open = None
-    assert await engine.settle(talk, turn) == Transcript("1600 in all")
+    assert await engine.finalize_transcript(talk, turn) == Transcript("1600 in all")
+    talk.add(turn.to_item())
+    talk.pending_turn = None
+    assert await engine.finalize_transcript(talk, turn) == Transcript("1600 in all")
     assert [utterance.endswith(turn.id) for utterance in ear.forgotten] == [True]
     await engine.close()
 
@@ -245,12 +247,12 @@ async def test_rounds_merge_whoever_reads_along() -> None:
     left = {"a": 5, "b": 3}
     rounds_seen: list[list[str]] = []
 
-    async def step(names: Any) -> list[list[Piece]]:
+    async def step(names: Any) -> list[list[Chunk]]:
         await asyncio.sleep(0)
         rounds_seen.append(list(names))
         for name in names:
             left[name] -= 1
-        return [[TextPiece(name)] for name in names]
+        return [[TextChunk(name)] for name in names]
 
     rounds: Rounds[str] = Rounds(step, lambda name: left[name] == 0)
     running = asyncio.create_task(rounds.run())
@@ -263,7 +265,7 @@ async def test_rounds_merge_whoever_reads_along() -> None:
 async def test_closing_ends_what_is_still_read() -> None:
     begun = asyncio.Event()
 
-    async def step(names: Any) -> list[list[Piece]]:
+    async def step(names: Any) -> list[list[Chunk]]:
         begun.set()
         await asyncio.Event().wait()
         return []

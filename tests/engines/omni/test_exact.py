@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoFeatureExtractor
 
 from echosight.conversation import ImagePart, Item, Part, TextPart
-from echosight.engines import Piece, TextPiece
+from echosight.engines import Chunk, TextChunk
 from echosight.engines.omni.batched_kv_cache import Rows
 from echosight.engines.omni.conversation_cache import Memory
 from echosight.engines.omni.model_runner import Stage
@@ -169,14 +169,14 @@ def test_conversations_are_told_apart(stage: Stage, model: Any) -> None:
     views = [view(FIRST, name="a"), view(SECOND, name="b")]
     alone = [ask(Stage(model, 1, 256), seen, wish(model)) for seen in views]
     answers = [stage.begin(seen, wish(model)) for seen in views]
-    turns: list[list[Piece]] = [[], []]
+    turns: list[list[Chunk]] = [[], []]
     while not all(answer.done for answer in answers):
         for answer, pieces in zip(answers, turns, strict=True):
             pieces += stage.advance([answer])[0]
     for answer, seen in zip(answers, views, strict=True):
         stage.end(seen.id, [answer])
     for answer, solo, pieces in zip(answers, alone, turns, strict=True):
-        assert "".join(p.text for p in pieces if isinstance(p, TextPiece)) == solo.text
+        assert "".join(p.text for p in pieces if isinstance(p, TextChunk)) == solo.text
         assert answer.speech is not None and answer.speech.mouth.frames == solo.frames
 
 
@@ -211,13 +211,13 @@ def test_answers_end_where_the_model_ends_them(stage: Stage, model: Any) -> None
     assert ended.summary is not None and ended.summary.finish == "stop"
     # The speech is given the end of the text where it was given words before, so it may end elsewhere.
     assert ended.frames[: last_token - 1] == whole.frames[: min(last_token - 1, last_code)]
-    assert len(ended.pcm) > 0 and ended.kinds.endswith("S")
+    assert len(ended.pcm) > 0 and ended.kinds.endswith("G")
 
 
 def test_an_answer_without_words_is_silent(stage: Stage, model: Any) -> None:
     model.text_ends = frozenset(range(1000))
     said = ask(stage, view(FIRST), wish(model))
-    assert (said.text, said.pcm, said.kinds) == ("", b"", "S")
+    assert (said.text, said.pcm, said.kinds) == ("", b"", "G")
     assert said.summary is not None and said.summary.usage.output_text == 0
 
 
@@ -236,4 +236,4 @@ def test_rows_as_a_gpu_has_them_decode_the_same(stage: Stage, model: Any, monkey
 def test_speech_starts_before_the_text_ends(stage: Stage, model: Any) -> None:
     said = ask(stage, view(FIRST), wish(model, 55))
     assert said.kinds.index("S") < said.kinds.rindex("T")
-    assert said.kinds.endswith("S") and said.summary is not None and said.summary.finish == "length"
+    assert said.kinds.endswith("G") and said.summary is not None and said.summary.finish == "length"

@@ -116,7 +116,7 @@ def test_words_lie_within_their_speech_and_not_before_their_tokens() -> None:
     later = clock.spoken(600, 1200, final=False)
     rest = clock.spoken(1200, 2000, final=True)
     words = [*early, *later, *rest]
-    assert [text[: word.end].split()[-1] for word in words] == text.split()
+    assert [text[: word.text_end].split()[-1] for word in words] == text.split()
     assert [word.start_ms for word in words] == sorted(word.start_ms for word in words)
     assert all(word.start_ms < 600 for word in early) and len(early) >= 2
     assert all(600 <= word.start_ms < 1200 for word in later) and later
@@ -130,7 +130,7 @@ def test_words_lie_within_their_speech_and_not_before_their_tokens() -> None:
 def test_each_ideograph_is_a_word() -> None:
     clock = WordClock(20.0)
     clock.give("你好 world", 0)
-    assert [word.end for word in clock.spoken(0, 3000, final=True)] == [1, 2, 8]
+    assert [word.text_end for word in clock.spoken(0, 3000, final=True)] == [1, 2, 8]
 
 
 class Layout:

@@ -15,7 +15,7 @@ from echosight.audio.resampling import resample
 from echosight.media import AudioChunk
 from tests.conftest import Flite
 from tests.server import serving
-from tests.server.echosight_client import Caller, Record, joined, pieces, silence
+from tests.server.echosight_client import Client, Record, joined, pieces, silence
 from tests.server.serving import Server
 
 SAID = "The quick brown fox jumps over the lazy dog."
@@ -37,7 +37,7 @@ def voice(flite: Flite) -> AudioChunk:
 
 
 async def test_a_voice_by_stream_is_answered_in_text_and_speech(server: Server, voice: AudioChunk) -> None:
-    async with Caller(server.url, "walker") as caller, caller.answer() as records:
+    async with Client(server.url, "walker") as caller, caller.answer() as records:
         saying = asyncio.create_task(caller.say(voice))
         text = speech = ""
         async with asyncio.timeout(60):

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from echosight.engines.runtime.progress import Loading, Roll, follow_transformers, tell
+from echosight.engines.runtime.progress import LoadProgress, StartupProgress, follow_transformers, tell
 from echosight.errors import SetupError
 
 
 def test_what_is_told_is_told_of_the_part_that_this_thread_loads() -> None:
-    outer, inner = Loading("outer"), Loading("inner")
+    outer, inner = LoadProgress("outer"), LoadProgress("inner")
 
     def build() -> int:
         tell("weights", 0.25)
@@ -21,7 +21,7 @@ def test_what_is_told_is_told_of_the_part_that_this_thread_loads() -> None:
 
 def test_the_bars_of_transformers_are_told_and_shown(capfd: pytest.CaptureFixture[str]) -> None:
     bars = pytest.importorskip("transformers").utils.logging
-    loading = Loading("big")
+    loading = LoadProgress("big")
     told = []
 
     def build() -> None:
@@ -43,7 +43,7 @@ def test_the_bars_of_transformers_are_told_and_shown(capfd: pytest.CaptureFixtur
 
 
 async def test_the_roll_names_who_is_not_up_yet() -> None:
-    roll = Roll()
+    roll = StartupProgress()
     seen = []
 
     class Plain:
@@ -56,7 +56,7 @@ async def test_the_roll_names_who_is_not_up_yet() -> None:
         name = "telling"
 
         def __init__(self) -> None:
-            self.loading = Loading(self.name)
+            self.loading = LoadProgress(self.name)
 
         async def start(self) -> None:
             self.loading.tell("weights", 0.5)

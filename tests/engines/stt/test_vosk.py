@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from echosight.engines.stt.vosk import VoskTranscriber, transcriber
+from echosight.engines.stt.vosk import VoskSTT, transcriber
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import HEARD_HZ, Transcript, Word
+from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
 from echosight.settings import Settings
 
-TENTH = HEARD_HZ // 5
+TENTH = INPUT_SAMPLE_RATE // 5
 """Bytes of a tenth of a second."""
 
 
@@ -56,14 +56,14 @@ def words(*numbers: int) -> bytes:
 
 
 @pytest.fixture
-async def vosk() -> AsyncIterator[VoskTranscriber]:
-    made = VoskTranscriber("vosk", lambda: Recognizer)
+async def vosk() -> AsyncIterator[VoskSTT]:
+    made = VoskSTT("vosk", lambda: Recognizer)
     await made.start()
     yield made
     await made.close()
 
 
-async def test_text_grows_while_the_user_speaks(vosk: VoskTranscriber) -> None:
+async def test_text_grows_while_the_user_speaks(vosk: VoskSTT) -> None:
     assert await vosk.hear("a", words(1)) == "w1"
     assert await vosk.hear("a", b"") is None
     assert await vosk.hear("a", words(2, 0, 3)) == "w1 w2 w3"
@@ -72,19 +72,19 @@ async def test_text_grows_while_the_user_speaks(vosk: VoskTranscriber) -> None:
     assert await vosk.finish("a") == expected
 
 
-async def test_it_goes_on_after_an_early_finish(vosk: VoskTranscriber) -> None:
+async def test_it_goes_on_after_an_early_finish(vosk: VoskSTT) -> None:
     await vosk.hear("a", words(1))
     assert (await vosk.finish("a")).text == "w1"
     assert await vosk.hear("a", words(2)) == "w1 w2"
     assert await vosk.finish("a") == Transcript("w1 w2", (Word(0, 2), Word(100, 5)))
 
 
-async def test_silence_is_no_text(vosk: VoskTranscriber) -> None:
+async def test_silence_is_no_text(vosk: VoskSTT) -> None:
     assert await vosk.hear("a", words(0, 0)) is None
     assert await vosk.finish("a") == Transcript("")
 
 
-async def test_utterances_do_not_mix(vosk: VoskTranscriber) -> None:
+async def test_utterances_do_not_mix(vosk: VoskSTT) -> None:
     for number in (1, 2, 3):
         await vosk.hear("a", words(number))
         await vosk.hear("b", words(number + 10))
@@ -95,7 +95,7 @@ async def test_utterances_do_not_mix(vosk: VoskTranscriber) -> None:
         await vosk.finish("a")
 
 
-async def test_what_breaks_is_a_failure(vosk: VoskTranscriber) -> None:
+async def test_what_breaks_is_a_failure(vosk: VoskSTT) -> None:
     with pytest.raises(EngineFailure, match="process waveform"):
         await vosk.hear("a", words(255))
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from echosight.engines.stt import whisper
-from echosight.engines.stt.whisper import Decoder, Guards, WhisperTranscriber, check_folder, read_model, transcriber
+from echosight.engines.stt.whisper import Decoder, Guards, WhisperSTT, check_folder, read_model, transcriber
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import HEARD_HZ, Transcript
+from echosight.media import INPUT_SAMPLE_RATE, Transcript
 from echosight.settings import Settings
 from tests.conftest import Flite
 
-SECOND = 2 * HEARD_HZ
+SECOND = 2 * INPUT_SAMPLE_RATE
 ANYTHING = Guards(no_speech=2, log_probability=-99, compression_ratio=999)
 """Random weights are sure of nothing."""
 
@@ -38,8 +38,8 @@ def decoder(folder: Path) -> Decoder:
 
 
 @pytest.fixture
-async def tiny(decoder: Decoder) -> AsyncIterator[WhisperTranscriber]:
-    made = WhisperTranscriber("tiny", lambda: decoder)
+async def tiny(decoder: Decoder) -> AsyncIterator[WhisperSTT]:
+    made = WhisperSTT("tiny", lambda: decoder)
     await made.start()
     yield made
     await made.close()
@@ -65,8 +65,8 @@ class Counter:
         self.asked: list[dict[str, Any]] = []
 
     def transcribe(self, samples: Any, **options: Any) -> tuple[Iterator[Counted], Any]:
-        self.asked.append({"seconds": len(samples) / HEARD_HZ, **options})
-        numbers = np.round(samples[::HEARD_HZ] * 32_768).astype(int).tolist()
+        self.asked.append({"seconds": len(samples) / INPUT_SAMPLE_RATE, **options})
+        numbers = np.round(samples[::INPUT_SAMPLE_RATE] * 32_768).astype(int).tolist()
         groups: list[list[tuple[int, int]]] = [[]]
         for second, number in enumerate(numbers):
             groups[-1].append((second, number))
@@ -82,20 +82,20 @@ class Counter:
 
 
 def counting(*numbers: int) -> bytes:
-    return b"".join(np.full(HEARD_HZ, number, "<i2").tobytes() for number in numbers)
+    return b"".join(np.full(INPUT_SAMPLE_RATE, number, "<i2").tobytes() for number in numbers)
 
 
 @pytest.fixture
-async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[WhisperTranscriber, Counter]]:
+async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[WhisperSTT, Counter]]:
     monkeypatch.setattr(whisper, "_anybody_speaks", lambda _: True)
     model = Counter()
-    made = WhisperTranscriber("counter", lambda: Decoder(model))
+    made = WhisperSTT("counter", lambda: Decoder(model))
     await made.start()
     yield made, model
     await made.close()
 
 
-async def looked(made: WhisperTranscriber, utterance: str) -> None:
+async def looked(made: WhisperSTT, utterance: str) -> None:
     """Wait for the look in progress."""
     look = made._utterances[utterance].looking
     assert look is not None
@@ -103,14 +103,14 @@ async def looked(made: WhisperTranscriber, utterance: str) -> None:
 
 
 def words_of(transcript: Transcript) -> list[tuple[int, str]]:
-    ends = [0, *(word.end for word in transcript.words)]
+    ends = [0, *(word.text_end for word in transcript.words)]
     return [
-        (word.start_ms, transcript.text[begin : word.end].strip())
+        (word.start_ms, transcript.text[begin : word.text_end].strip())
         for word, begin in zip(transcript.words, ends, strict=False)
     ]
 
 
-async def test_text_comes_while_the_user_speaks(tiny: WhisperTranscriber, flite: Flite) -> None:
+async def test_text_comes_while_the_user_speaks(tiny: WhisperSTT, flite: Flite) -> None:
     pcm = flite("the quick brown fox jumps over the lazy dog").pcm
     partials = []
     for at in range(0, len(pcm), SECOND):
@@ -121,20 +121,20 @@ async def test_text_comes_while_the_user_speaks(tiny: WhisperTranscriber, flite:
     assert any(partials[1:])
 
 
-async def test_the_final_text_has_its_words_timed(tiny: WhisperTranscriber, flite: Flite) -> None:
+async def test_the_final_text_has_its_words_timed(tiny: WhisperSTT, flite: Flite) -> None:
     speech = flite("hello world how are you today")
     await tiny.hear("a", speech.pcm, "en")
     transcript = await tiny.finish("a")
     assert transcript.final
     assert transcript.language == "en"
     assert transcript.text.strip() == transcript.text != ""
-    assert transcript.words[-1].end == len(transcript.text)
+    assert transcript.words[-1].text_end == len(transcript.text)
     starts = [word.start_ms for word in transcript.words]
     assert starts == sorted(starts)
     assert starts[-1] <= speech.seconds * 1000
 
 
-async def test_going_on_after_finish_is_as_if_it_had_been_one(tiny: WhisperTranscriber, flite: Flite) -> None:
+async def test_going_on_after_finish_is_as_if_it_had_been_one(tiny: WhisperSTT, flite: Flite) -> None:
     pcm = flite("the quick brown fox jumps over the lazy dog").pcm
     await tiny.hear("a", pcm[:SECOND], "en")
     first = await tiny.finish("a")
@@ -144,12 +144,12 @@ async def test_going_on_after_finish_is_as_if_it_had_been_one(tiny: WhisperTrans
 
 
 @pytest.mark.parametrize("kind", ["silence", "noise", "hum"])
-async def test_where_nobody_speaks_there_is_no_text(tiny: WhisperTranscriber, kind: str) -> None:
-    n = np.arange(3 * HEARD_HZ)
+async def test_where_nobody_speaks_there_is_no_text(tiny: WhisperSTT, kind: str) -> None:
+    n = np.arange(3 * INPUT_SAMPLE_RATE)
     sound = {
         "silence": np.zeros(len(n)),
         "noise": np.random.default_rng(0).normal(0, 2000, len(n)),
-        "hum": 8000 * np.sin(2 * np.pi * 50 * n / HEARD_HZ),
+        "hum": 8000 * np.sin(2 * np.pi * 50 * n / INPUT_SAMPLE_RATE),
     }
     assert await tiny.hear("a", sound[kind].astype("<i2").tobytes()) is None
     assert (await tiny.finish("a")).text == ""
@@ -157,7 +157,7 @@ async def test_where_nobody_speaks_there_is_no_text(tiny: WhisperTranscriber, ki
     assert await tiny.hear("a", b"") is None
 
 
-async def test_what_is_final_is_not_decoded_again(counted: tuple[WhisperTranscriber, Counter]) -> None:
+async def test_what_is_final_is_not_decoded_again(counted: tuple[WhisperSTT, Counter]) -> None:
     made, model = counted
     await made.hear("a", counting(1, 2))
     await looked(made, "a")
@@ -167,7 +167,7 @@ async def test_what_is_final_is_not_decoded_again(counted: tuple[WhisperTranscri
     assert len(model.asked) == asked
 
 
-async def test_utterances_do_not_mix(counted: tuple[WhisperTranscriber, Counter]) -> None:
+async def test_utterances_do_not_mix(counted: tuple[WhisperSTT, Counter]) -> None:
     made, _ = counted
     for number in range(4):
         await made.hear("a", counting(number))
@@ -176,7 +176,7 @@ async def test_utterances_do_not_mix(counted: tuple[WhisperTranscriber, Counter]
     assert (await made.finish("b")).text == "50 51 52 53"
 
 
-async def test_of_a_long_utterance_the_beginning_is_settled(counted: tuple[WhisperTranscriber, Counter]) -> None:
+async def test_of_a_long_utterance_the_beginning_is_settled(counted: tuple[WhisperSTT, Counter]) -> None:
     made, model = counted
     partial = None
     for number in range(80):
@@ -191,7 +191,7 @@ async def test_of_a_long_utterance_the_beginning_is_settled(counted: tuple[Whisp
     assert "40 41" in model.asked[-1]["initial_prompt"]
 
 
-async def test_a_language_is_asked_for_by_its_code(counted: tuple[WhisperTranscriber, Counter]) -> None:
+async def test_a_language_is_asked_for_by_its_code(counted: tuple[WhisperSTT, Counter]) -> None:
     made, model = counted
     for utterance, language in (("a", "de-AT"), ("b", "tlh"), ("c", None)):
         await made.hear(utterance, counting(1), language)
@@ -199,7 +199,7 @@ async def test_a_language_is_asked_for_by_its_code(counted: tuple[WhisperTranscr
     assert [a["language"] for a in model.asked if a["word_timestamps"]] == ["de", None, None]
 
 
-async def test_what_it_never_heard_of_is_a_failure(counted: tuple[WhisperTranscriber, Counter]) -> None:
+async def test_what_it_never_heard_of_is_a_failure(counted: tuple[WhisperSTT, Counter]) -> None:
     made, _ = counted
     with pytest.raises(EngineFailure):
         await made.finish("nobody")
@@ -207,7 +207,7 @@ async def test_what_it_never_heard_of_is_a_failure(counted: tuple[WhisperTranscr
 
 
 async def test_a_model_that_breaks_fails_the_turn_only(
-    counted: tuple[WhisperTranscriber, Counter], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[WhisperSTT, Counter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = counted
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from echosight.engines import SpeechPiece, Voice
+from echosight.engines import TTS, SpeechChunk
 from echosight.engines.tts import kokoro, piper, pyttsx3, vits
-from echosight.engines.tts.local import SpeakerVoice, pieces
+from echosight.engines.tts.local import LocalTTS, pieces
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
@@ -26,7 +26,7 @@ PLAIN = GenerateOptions()
 
 
 @asynccontextmanager
-async def started(voice: Voice) -> AsyncIterator[Voice]:
+async def started(voice: TTS) -> AsyncIterator[TTS]:
     await voice.start()
     try:
         yield voice
@@ -34,19 +34,19 @@ async def started(voice: Voice) -> AsyncIterator[Voice]:
         await voice.close()
 
 
-async def spoken(voice: Voice, text: str = TEXT, options: GenerateOptions = PLAIN) -> list[SpeechPiece]:
-    return [piece async for piece in voice.speak(text, options)]
+async def spoken(voice: TTS, text: str = TEXT, options: GenerateOptions = PLAIN) -> list[SpeechChunk]:
+    return [piece async for piece in voice.synthesize(text, options)]
 
 
-def samples(said: list[SpeechPiece]) -> int:
+def samples(said: list[SpeechChunk]) -> int:
     return sum(len(piece.pcm) // 2 for piece in said)
 
 
-def check(said: list[SpeechPiece], rate: int, text: str = TEXT) -> None:
+def check(said: list[SpeechChunk], rate: int, text: str = TEXT) -> None:
     """Pieces of 60 ms, and every word of the text in the piece that it begins in."""
     assert {len(piece.pcm) for piece in said[:-1]} <= {2 * (rate * 60 // 1000)}
     words = [word for piece in said for word in piece.words]
-    assert [text[: word.end].split()[-1] for word in words] == text.split()
+    assert [text[: word.text_end].split()[-1] for word in words] == text.split()
     assert [word.start_ms for word in words] == sorted(word.start_ms for word in words)
     for n, piece in enumerate(said[:-1]):
         assert all(60 * n <= word.start_ms < 60 * (n + 1) for word in piece.words)
@@ -67,23 +67,23 @@ class Stepwise:
         self.steps = 0
         self.closed = False
 
-    def speak(self, text: str, options: GenerateOptions) -> Iterator[SpeechPiece]:
+    def synthesize(self, text: str, options: GenerateOptions) -> Iterator[SpeechChunk]:
         try:
             for _ in range(100):
                 self.steps += 1
                 if text == "break":
                     raise RuntimeError("no memory")
-                yield SpeechPiece(bytes(2))
+                yield SpeechChunk(bytes(2))
         finally:
             self.closed = True
 
 
 async def test_a_voice_that_nobody_hears_stops() -> None:
     speaker = Stepwise()
-    made: Any = SpeakerVoice("steps", lambda: speaker, 8_000)  # type: ignore[arg-type, return-value]
+    made: Any = LocalTTS("steps", lambda: speaker, 8_000)  # type: ignore[arg-type, return-value]
     async with started(made) as voice:
         assert (voice.rate, voice.voices) == (16_000, ("one",))
-        async with aclosing(voice.speak("go on", PLAIN)) as said:
+        async with aclosing(voice.synthesize("go on", PLAIN)) as said:
             await anext(said)
         assert (speaker.steps, speaker.closed) == (1, True)
         with pytest.raises(EngineFailure, match="no memory"):
@@ -240,7 +240,7 @@ async def test_the_program_of_piper_speaks(piper_program: piper.PiperProgram) ->
 
 
 async def test_the_program_of_piper_stops_with_its_sentence(piper_program: piper.PiperProgram) -> None:
-    async with aclosing(piper_program.speak("forever", WISH)) as said:
+    async with aclosing(piper_program.synthesize("forever", WISH)) as said:
         await anext(said)
     with pytest.raises(EngineFailure, match="status 3"):
         await spoken(piper_program, "break", WISH)
@@ -292,7 +292,7 @@ class System:
 
 async def test_the_voices_of_the_system_speak() -> None:
     system = System()
-    async with started(SpeakerVoice("pyttsx3", lambda: pyttsx3.SystemSpeaker(system), 8_000)) as voice:
+    async with started(LocalTTS("pyttsx3", lambda: pyttsx3.SystemVoiceModel(system), 8_000)) as voice:
         assert (voice.rate, voice.voices) == (22_050, ("zoe", "max"))
         check(await spoken(voice, options=GenerateOptions(language="de-AT", speed=1.5)), voice.rate)
         assert (system.properties["voice"], system.properties["rate"]) == ("max", 270)

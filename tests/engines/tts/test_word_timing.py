@@ -1,4 +1,4 @@
-from echosight.engines import SpeechPiece
+from echosight.engines import SpeechChunk
 from echosight.engines.tts.word_timing import MS_A_CHARACTER, WordClock, spread_words
 from echosight.media import Word
 
@@ -6,8 +6,8 @@ RATE = 1000
 """A sample a millisecond."""
 
 
-def piece(ms: int, *words: Word) -> SpeechPiece:
-    return SpeechPiece(bytes(2 * ms), words)
+def piece(ms: int, *words: Word) -> SpeechChunk:
+    return SpeechChunk(bytes(2 * ms), words)
 
 
 def test_words_are_spread_by_their_length() -> None:

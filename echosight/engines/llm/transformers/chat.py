@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echosight.conversation import Conversation
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.prompt import Request
-from echosight.engines.runtime.extras import need
-from echosight.engines.runtime.progress import Loading, tell
+from echosight.engines.runtime.extras import require_extra
+from echosight.engines.runtime.progress import LoadProgress, tell
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EchoSightError, EngineFailure, SetupError
 from echosight.options import GenerateOptions
@@ -25,12 +25,12 @@ CACHE_SHARE = 0.5
 """Part of the memory left beside the weights that conversations may take."""
 
 
-class TransformersChat:
-    """A `Chat`. `build` loads the model, in the thread that then owns it; `seed` makes replies repeatable."""
+class TransformersLLM:
+    """A `LLM`. `build` loads the model, in the thread that then owns it; `seed` makes replies repeatable."""
 
     def __init__(self, name: str, build: Callable[[], Author], *, seed: int | None = None) -> None:
         self.name = name
-        self.loading = Loading(name)
+        self.loading = LoadProgress(name)
         self._build = build
         self._seed = seed
         self._worker = Worker("chat")
@@ -48,11 +48,11 @@ class TransformersChat:
         """Read what the user has been heard to say twice in a row, and the pictures of the turn."""
         before = self._said.get(conversation.id, "")
         self._said[conversation.id] = text
-        turn, sure = conversation.open, _common_words(before, text)
+        turn, sure = conversation.pending_turn, _common_words(before, text)
         if turn is None or not sure or conversation.id in self._reading:
             return
-        item = turn.close(sure)
-        ahead = replace(conversation, items=[*conversation.items, item], open=None)
+        item = turn.to_item(sure)
+        ahead = replace(conversation, items=[*conversation.items, item], pending_turn=None)
         request = Request(ahead, _system(conversation, conversation.instructions), conversation.tools)
         self._reading.add(conversation.id)
         try:
@@ -63,15 +63,15 @@ class TransformersChat:
         finally:
             self._reading.discard(conversation.id)
 
-    async def reply(
+    async def generate(
         self, conversation: Conversation, options: GenerateOptions
-    ) -> AsyncGenerator[TextPiece | CallPiece | Summary]:
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
         """A step of the model whenever a piece is asked for. Raises `EngineFailure`."""
         self._said.pop(conversation.id, None)
         request = self._request(conversation, options)
         author, seed = self._author, self._seed
 
-        def begin() -> Generator[list[TextPiece | CallPiece | Summary], None, None]:
+        def begin() -> Generator[list[TextChunk | ToolCallChunk | GenerationSummary], None, None]:
             return author.write(request, options, seed)
 
         with _failures():
@@ -87,7 +87,7 @@ class TransformersChat:
     def _request(self, conversation: Conversation, options: GenerateOptions) -> Request:
         instructions = conversation.instructions if options.instructions is None else options.instructions
         # The caller may add to the list while the model's thread reads it.
-        now = replace(conversation, items=[*conversation.items], open=None)
+        now = replace(conversation, items=[*conversation.items], pending_turn=None)
         system = _system(replace(conversation, language=options.language or conversation.language), instructions)
         tools = conversation.tools if options.tools is None else options.tools
         choice = options.tool_choice
@@ -114,14 +114,14 @@ def _failures() -> Iterator[None]:
         raise EngineFailure(f"The model failed: {error}") from error
 
 
-def chat(argument: str | None, settings: Settings) -> TransformersChat:
+def chat(argument: str | None, settings: Settings) -> TransformersLLM:
     """`argument`: a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or settings.model
     if not source:
         raise SetupError("A model in this process needs a name: --model Qwen/Qwen2.5-7B-Instruct")
-    need("A model in this process", "torch", "transformers", extra="local", flag=f"--model {source}")
+    require_extra("A model in this process", "torch", "transformers", extra="local", flag=f"--model {source}")
     turns, device = settings.max_history_turns, settings.device
-    return TransformersChat(Path(source).name or source, lambda: build_author(source, turns, device))
+    return TransformersLLM(Path(source).name or source, lambda: build_author(source, turns, device))
 
 
 def build_author(source: str, max_turns: int = 10, device: str = "auto") -> Author:

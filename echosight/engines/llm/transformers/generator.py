@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from echosight.engines import CallPiece, Summary, TextPiece
+from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.checkpoint import Checkpoint
 from echosight.engines.llm.transformers.kv_cache import Mind
 from echosight.engines.llm.transformers.output_parser import Markup
@@ -19,7 +19,7 @@ from echosight.options import GenerateOptions
 
 REPLY_TOKENS = 1024
 
-Pieces = list[TextPiece | CallPiece | Summary]
+Pieces = list[TextChunk | ToolCallChunk | GenerationSummary]
 
 
 class Author:
@@ -51,7 +51,7 @@ class Author:
     def write(
         self, request: Request, options: GenerateOptions, seed: int | None = None
     ) -> Generator[Pieces, None, None]:
-        """What each step has to say, a `Summary` last. Closing it keeps what was read and written so far."""
+        """What each step has to say, a `GenerationSummary` last. Closing it keeps what was read and written so far."""
         limit = self._limit(options.max_output_tokens)
         prompt, runs = self.template.prompt(request, self.mind.context - limit)
         markup = Markup(prompt, self._tokenizer.all_special_tokens)
@@ -72,7 +72,7 @@ class Author:
                 yield [*markup.feed(text.add(token))]
                 logits = self.mind.go_on(memory, token)
         usage = _usage(runs, kept, written)
-        yield [*markup.feed(text.rest()), *markup.finish(), Summary(usage, finish)]
+        yield [*markup.feed(text.rest()), *markup.finish(), GenerationSummary(usage, finish)]
 
     def _limit(self, asked: int | None) -> int:
         return min(asked or REPLY_TOKENS, self.mind.context // 2)

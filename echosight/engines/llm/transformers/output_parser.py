@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from echosight.conversation import new_id
-from echosight.engines import CallPiece, TextPiece
+from echosight.engines import TextChunk, ToolCallChunk
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class Markup:
             if found and not any(m in begun for m in MARKS) and _is_begun(state, begun):
                 self._state, self._body = state, begun
 
-    def feed(self, text: str) -> list[TextPiece | CallPiece]:
+    def feed(self, text: str) -> list[TextChunk | ToolCallChunk]:
         self._rest += text
-        pieces: list[TextPiece | CallPiece] = []
+        pieces: list[TextChunk | ToolCallChunk] = []
         while (found := self._next_mark()) is not None:
             at, mark = found
             pieces += self._take(self._rest[:at])
@@ -56,7 +56,7 @@ class Markup:
         self._rest = self._rest[end:]
         return pieces
 
-    def finish(self) -> list[TextPiece | CallPiece]:
+    def finish(self) -> list[TextChunk | ToolCallChunk]:
         """What was held back because it looked like the beginning of a mark, and a call that was left open."""
         pieces = self._take(self._rest)
         self._rest = ""
@@ -66,7 +66,7 @@ class Markup:
         found = [(at, -len(mark), mark) for mark in self._marks if (at := self._rest.find(mark)) >= 0]
         return (min(found)[0], min(found)[2]) if found else None
 
-    def _take(self, text: str) -> list[TextPiece | CallPiece]:
+    def _take(self, text: str) -> list[TextChunk | ToolCallChunk]:
         if self._state != "say":
             self._body += text
             return []
@@ -75,9 +75,9 @@ class Markup:
         if not text:
             return []
         self._blank = False
-        return [TextPiece(text)]
+        return [TextChunk(text)]
 
-    def _enter(self, mark: str) -> list[TextPiece | CallPiece]:
+    def _enter(self, mark: str) -> list[TextChunk | ToolCallChunk]:
         if self._state == "header" and mark not in (MESSAGE, *ENDS):
             self._body += " "
             return []
@@ -94,7 +94,7 @@ class Markup:
                 return self._go("say")
         return []
 
-    def _address(self, header: list[str]) -> list[TextPiece | CallPiece]:
+    def _address(self, header: list[str]) -> list[TextChunk | ToolCallChunk]:
         """Whom the message is for: a function, the user, or the model itself."""
         recipient = next((word[3:] for word in header if word.startswith("to=")), None)
         if recipient is not None:
@@ -103,17 +103,17 @@ class Markup:
             return pieces
         return self._go("think" if "analysis" in header else "say")
 
-    def _go(self, state: str) -> list[TextPiece | CallPiece]:
+    def _go(self, state: str) -> list[TextChunk | ToolCallChunk]:
         pieces = self._call()
         self._blank = self._blank or self._state != "say"
         self._state, self._body = state, ""
         return pieces
 
-    def _call(self) -> list[TextPiece | CallPiece]:
+    def _call(self) -> list[TextChunk | ToolCallChunk]:
         """The call that ends here."""
         state, body = self._state, self._body.strip()
         if state == "function":
-            return [CallPiece(new_id("call"), self._function, body)]
+            return [ToolCallChunk(new_id("call"), self._function, body)]
         if state != "call" or not body:
             return []
         try:
@@ -123,7 +123,7 @@ class Markup:
             log.warning("The model wrote a function call that cannot be read")
             return []
         written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        return [CallPiece(new_id("call"), name, written)]
+        return [ToolCallChunk(new_id("call"), name, written)]
 
 
 def _is_begun(state: str, begun: str) -> bool:

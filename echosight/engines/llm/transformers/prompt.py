@@ -102,7 +102,7 @@ class Template:
 
     def _frames(self, request: Request, turns: int) -> list[ImageFrame]:
         items = recent(request.conversation, turns) if self.mark else []
-        return [frame for item in items if not any(item.of(ToolCall)) for frame in item.images]
+        return [frame for item in items if not any(item.parts_of(ToolCall)) for frame in item.images]
 
     def _render(self, request: Request, turns: int, answer: bool) -> str:
         from jinja2 import TemplateError

@@ -24,21 +24,21 @@ class Handler(BaseHTTPRequestHandler):
         if model.with_name("ill").exists():
             self.send_error(503)
         elif self.path == "/health":
-            self.reply("application/json", b'{"status":"ok"}')
+            self.generate("application/json", b'{"status":"ok"}')
         else:
-            self.reply("application/json", json.dumps({"data": [{"id": model.name}]}).encode())
+            self.generate("application/json", json.dumps({"data": [{"id": model.name}]}).encode())
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not asked.get("stream"):
             with model.with_name("ahead").open("a") as file:
                 file.write(json.dumps(asked["messages"]) + "\n")
-            self.reply("application/json", b'{"choices":[]}')
+            self.generate("application/json", b'{"choices":[]}')
             return
         said = {"choices": [{"delta": {"content": str(os.getpid())}, "finish_reason": "stop"}]}
-        self.reply("text/event-stream", b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n")
+        self.generate("text/event-stream", b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n")
 
-    def reply(self, kind: str, data: bytes) -> None:
+    def generate(self, kind: str, data: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
