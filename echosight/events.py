@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from echosight.conversation import Item
 from echosight.media import AudioChunk, ImageFrame, Transcript, Word
-from echosight.options import GenerateOptions, SessionOptions
+from echosight.options import GenerateOptions, SessionChanges, SessionOptions
 
 # --- inputs ---------------------------------------------------------------------------------------
 
@@ -109,9 +109,9 @@ class RetrieveItem:
 
 @dataclass(frozen=True, slots=True)
 class UpdateOptions:
-    """The session's options from now on, whole."""
+    """Changes of the session's options. The session answers with `OptionsUpdated`, all options as they then are."""
 
-    options: SessionOptions
+    changes: SessionChanges
 
 
 @dataclass(frozen=True, slots=True)

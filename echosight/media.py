@@ -8,6 +8,11 @@ INPUT_SAMPLE_RATE = 16_000
 """Rate at which sessions hear: Silero's, and that of every speech model served here."""
 
 
+def pcm_ms(size: int, rate: int = INPUT_SAMPLE_RATE) -> int:
+    """Milliseconds, rounded down, of `size` bytes of mono PCM16 at `rate` Hz."""
+    return size * 500 // rate
+
+
 @dataclass(frozen=True, slots=True)
 class AudioChunk:
     """Mono 16-bit little-endian PCM at `rate` Hz."""

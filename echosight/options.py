@@ -1,9 +1,12 @@
-"""What can be chosen: how turns are found, how an answer is made, and both together for a session."""
+"""What can be chosen: how turns are detected, how a response is made, and both together for a session.
+
+A client changes single fields: `SessionChanges` names them, and only the session applies them to its `SessionOptions`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict, cast
 
 from echosight.media import AudioChunk
 
@@ -12,10 +15,11 @@ from echosight.media import AudioChunk
 class TurnDetectionOptions:
     """Endpointing of the user's speech. Probabilities are Silero's, 0-1; times are in ms of the session's audio.
 
-    Speech begins when `min_speech_ms` in a row reach `threshold`, and ends after `silence_ms` below
-    `threshold - 0.15` (hysteresis). After `pause_ms` of silence the transcript is finished speculatively.
-    With `patience_ms`, speech that does not sound finished is given that much silence instead. With `idle_ms`, a user
-    who has said nothing for so long since the last answer was played is answered all the same.
+    Speech begins when `min_speech_ms` in a row reach `threshold`. It ends after `min_endpointing_delay_ms` below
+    `threshold - 0.15` (hysteresis), or after `max_endpointing_delay_ms` where that is set and the text does not sound
+    complete. After `speculation_delay_ms` of silence the transcript is finished speculatively. `max_turn_ms` ends a
+    turn without silence. After `idle_timeout_ms` without speech since the last response was played, the model is asked
+    to respond to the silence.
     """
 
     threshold: float = 0.5
@@ -31,18 +35,18 @@ class TurnDetectionOptions:
 
 
 AGGRESSIVENESS = (0.35, 0.5, 0.65, 0.8)
-"""The 0 to 3 of WebRTC's detector as thresholds of Silero's."""
+"""The levels 0 to 3 of WebRTC's detector, as thresholds of Silero's probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """How one answer is made. None means: as the session or the engine has it.
+    """How one response is made. None means: as the session or the engine has it.
 
-    `manner` tells how to speak ("calmly, like a librarian"), for voices that take directions.
+    `speaking_style` directs the voice ("calmly, like a librarian") where the TTS takes directions. `speed` is a factor.
 
-    With `lead_ms`, speech is delivered no further ahead of its own playing than that, so that a client which only
-    plays what comes falls silent soon after the answer is stopped; without, as fast as it is made. `encoding` is how
-    the wire is to write the speech; the core carries it and does not read it.
+    With `max_playout_lead_ms`, speech is delivered no further ahead of its own playing than that, so a client that only
+    plays what arrives falls silent soon after the response is cancelled; with None, as fast as it is made.
+    `output_format` names the wire's encoding of the speech; the core carries it and does not read it.
     """
 
     instructions: str | None = None
@@ -64,11 +68,11 @@ class GenerateOptions:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """All that a client can choose for its session. `turn` None: turns are committed by hand.
+    """Everything that a client can choose for its session.
 
-    Answers are delivered at `output_hz`, whatever the engine speaks at. `levels` asks for the probability of
-    speech of every window; `hd_video` for pictures to be looked at in full detail. Where the server records, a client
-    can have itself left out with `record` False.
+    `turn_detection` None: the client commits its turns by hand. Speech is delivered at `output_sample_rate` (Hz),
+    whatever the engine speaks at. `vad_levels` sends the probability of speech of every window, `hd_video` has images
+    looked at in full detail. Where the server records, `record` False leaves this session out.
     """
 
     instructions: str = ""
@@ -80,3 +84,79 @@ class SessionOptions:
     vad_levels: bool = False
     hd_video: bool = False
     record: bool = True
+
+
+class TurnDetectionChanges(TypedDict, total=False):
+    """Fields of `TurnDetectionOptions` that a client changes."""
+
+    threshold: float
+    prefix_padding_ms: int
+    min_speech_ms: int
+    min_endpointing_delay_ms: int
+    speculation_delay_ms: int
+    max_turn_ms: int
+    create_response: bool
+    interrupt_response: bool
+    max_endpointing_delay_ms: int
+    idle_timeout_ms: int | None
+
+
+class GenerateChanges(TypedDict, total=False):
+    """Fields of `GenerateOptions` that a client changes for its session."""
+
+    instructions: str | None
+    speech: bool
+    voice: str | None
+    voice_sample: AudioChunk | None
+    language: str | None
+    speed: float
+    speaking_style: str | None
+    max_output_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    tools: tuple[dict[str, Any], ...] | None
+    tool_choice: str | dict[str, Any]
+    max_playout_lead_ms: int | None
+    output_sample_rate: int | None
+    output_format: str | None
+
+
+class SessionChanges(TypedDict, total=False):
+    """Fields of `SessionOptions` that a client changes; `turn_detection` None switches to turns committed by hand."""
+
+    instructions: str
+    language: str | None
+    tools: tuple[dict[str, Any], ...]
+    turn_detection: TurnDetectionChanges | None
+    response: GenerateChanges
+    output_sample_rate: int
+    vad_levels: bool
+    hd_video: bool
+    record: bool
+
+
+def apply_changes(
+    options: SessionOptions, changes: SessionChanges, turn_detection: TurnDetectionOptions | None = None
+) -> SessionOptions:
+    """`options` with `changes` in them; `turn_detection` is what changes build on where detection was switched off."""
+    values: dict[str, Any] = {**changes}
+    if "response" in changes:
+        values["response"] = replace(options.response, **changes["response"])
+    if (detection := changes.get("turn_detection")) is not None:
+        base = options.turn_detection or turn_detection or TurnDetectionOptions()
+        values["turn_detection"] = replace(base, **detection)
+    return replace(options, **values)
+
+
+def changes_between(before: SessionOptions, after: SessionOptions) -> SessionChanges:
+    """The changes that turn `before` into `after`: only the fields that differ."""
+    changes = _differences(before, after)
+    if "response" in changes:
+        changes["response"] = _differences(before.response, after.response)
+    if (detection := changes.get("turn_detection")) is not None:
+        changes["turn_detection"] = _differences(before.turn_detection or TurnDetectionOptions(), detection)
+    return cast(SessionChanges, changes)
+
+
+def _differences(before: Any, after: Any) -> dict[str, Any]:
+    return {f.name: value for f in fields(after) if (value := getattr(after, f.name)) != getattr(before, f.name)}

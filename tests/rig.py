@@ -12,6 +12,7 @@ from echosight.engines.stub import FakeEngine
 from echosight.events import Audio, Output, ResponseEnded
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.server.engine_host import EngineHost
 from echosight.session.session import Session
 from echosight.turns.vad import VadStream
 
@@ -90,7 +91,7 @@ async def bench(engine: FakeEngine | None = None, **options: Any) -> AsyncGenera
     engine = engine or FakeEngine()
     clock = Clock()
     chosen = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
-    session = Session("s", engine, LoudnessVoice(), chosen, clock=clock)
+    session = Session("s", EngineHost(engine), LoudnessVoice(), chosen, clock=clock)
     try:
         yield Bench(session, engine, clock)
     finally:

@@ -38,7 +38,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"realtime", "system", "openai_common"},
         {"auth", "openai_errors", "client_secrets", "playout"},
     ),
-    "echosight.server": ({"transport"}, {"manager"}, {"recording", "metrics", "certificate"}),
+    "echosight.server": ({"transport"}, {"manager"}, {"engine_host", "recording", "metrics", "certificate"}),
     "echosight.session": (
         {"session"},
         {"responses", "item_edits"},
@@ -59,14 +59,14 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"cascade_parts", "omni", "minicpmo", "stub"},
         {"cascade"},
         {"llm", "stt", "tts"},
-        {"runtime"},
+        {"runtime", "slots"},
     ),
     "echosight.engines.runtime": (
         {"huggingface"},
         {"subprocess_pool", "supervisor", "http_client", "sse"},
         {"ipc", "stderr", "retries", "progress", "worker", "extras", "sampling"},
     ),
-    "echosight.audio": ({"formats", "speech_spans"}, {"resampling", "g711", "silero"}),
+    "echosight.audio": ({"formats", "speech_spans"}, {"resampling", "g711", "silero"}, {"pcm"}),
     "echosight.turns": ({"audio_input"}, {"detector", "vad", "end_of_turn"}),
 }
 

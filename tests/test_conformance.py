@@ -14,6 +14,7 @@ from echosight.audio.resampling import resample
 from echosight.engines.stub import FakeEngine
 from echosight.media import AudioChunk
 from echosight.options import SessionOptions
+from echosight.server.engine_host import EngineHost
 from echosight.session.session import Session
 from echosight.turns.vad import BatchedVad
 from echosight.wire import Message, Wire
@@ -41,7 +42,7 @@ def over_the_echosight_socket(pcm: bytes) -> Iterator[Message]:
 
 async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
     """Everything that a session with the real turn detector says, under names that do not change."""
-    session = Session("s", FakeEngine(), BatchedVad().stream(), SessionOptions(), clock=lambda: 0.0)
+    session = Session("s", EngineHost(FakeEngine()), BatchedVad().stream(), SessionOptions(), clock=lambda: 0.0)
     told: list[ev.Output] = []
     for message in messages:
         for said in wire.receive(message):

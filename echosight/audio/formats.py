@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echosight.audio.g711 import alaw_decode, ulaw_decode
-from echosight.audio.resampling import Samples, check_rate, to_int16
+from echosight.audio.pcm import Samples, downmix, float_to_pcm
+from echosight.audio.resampling import check_rate
 from echosight.errors import InputError
 from echosight.media import AudioChunk
 
@@ -58,21 +57,6 @@ def wav_header(rate: int, size: int) -> bytes:
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16, b"data", size
     )
-
-
-def pcm_to_float(pcm: bytes) -> NDArray[np.float32]:
-    """PCM16 as float32 in [-1, 1)."""
-    return np.frombuffer(pcm, "<i2").astype(np.float32) * np.float32(1 / 32768)
-
-
-def float_to_pcm(samples: NDArray[np.floating[Any]]) -> bytes:
-    """Samples in [-1, 1] as PCM16; louder ones are clipped, what is no number is silence."""
-    return to_int16(np.nan_to_num(samples.astype(np.float64), posinf=1, neginf=-1) * 32768).tobytes()
-
-
-def downmix(samples: Samples, channels: int) -> Samples:
-    """Interleaved channels as their mean."""
-    return samples if channels == 1 else to_int16(samples.reshape(-1, channels).mean(axis=1))
 
 
 # --- files ----------------------------------------------------------------------------------------

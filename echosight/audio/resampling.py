@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echosight.audio.pcm import Samples, to_int16
 from echosight.errors import InputError
 from echosight.media import AudioChunk
 
 MIN_HZ, MAX_HZ = 4_000, 192_000
-
-Samples = NDArray[np.int16]
 
 
 def resample(chunk: AudioChunk, rate: int) -> AudioChunk:
@@ -179,11 +177,6 @@ def _minimum_phase(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _padded(buffer: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     return buffer if len(buffer) >= length else np.concatenate((buffer, np.zeros(length - len(buffer))))
-
-
-def to_int16(samples: NDArray[np.floating[Any]]) -> Samples:
-    pcm: Samples = np.minimum(np.maximum(np.rint(samples), -32768), 32767).astype(np.int16)
-    return pcm
 
 
 def check_rate(rate: int) -> None:

@@ -63,13 +63,21 @@ Chunk = TextChunk | SpeechChunk | ToolCallChunk | GenerationSummary
 class Engine(Protocol):
     """A model. Conversations are told apart by `conversation.id`; calls for one never overlap."""
 
-    name: str
-    """What it is, for people: shown by the log, /health and the page."""
-    capacity: int
-    """Conversations it can hold at once."""
-    output_rate: int
-    """Hz of the speech it yields."""
-    voices: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What it is, for people: shown by the log, /health and the page."""
+
+    @property
+    def capacity(self) -> int:
+        """Conversations it can hold at once."""
+
+    @property
+    def output_rate(self) -> int:
+        """Hz of the speech it yields."""
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices that a response may be spoken in; empty where there is no choice."""
 
     async def start(self) -> None:
         """Load. /health answers 503 until it returns. Raises `SetupError`."""
@@ -100,6 +108,14 @@ class Engine(Protocol):
 
     async def release(self, conversation_id: str) -> None:
         """Forget what is cached of a conversation; unknown ids are fine."""
+
+
+class GatedEngine(Engine, Protocol):
+    """An `Engine` as sessions see it: `generate` waits for a slot; it raises `EngineFull` where none gets free."""
+
+    @property
+    def at_capacity(self) -> bool:
+        """Whether every slot is in use."""
 
 
 class STT(Protocol):

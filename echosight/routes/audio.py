@@ -13,7 +13,8 @@ from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from echosight.audio.formats import decode_audio, pcm_to_float, wav_header
+from echosight.audio.formats import decode_audio, wav_header
+from echosight.audio.pcm import pcm_to_float
 from echosight.audio.resampling import Resampler, resample
 from echosight.conversation import AudioPart, UserTurn
 from echosight.engines.cascade.engine import Cascade

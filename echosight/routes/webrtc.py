@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from echosight import events as ev
-from echosight.audio.formats import downmix
+from echosight.audio.pcm import downmix
 from echosight.conversation import new_id
 from echosight.errors import InputError, SetupError, WireError
 from echosight.media import AudioChunk

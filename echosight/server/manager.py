@@ -16,7 +16,8 @@ from echosight.engines import Engine
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EchoSightError, EngineFull, InputError, SetupError
 from echosight.media import AudioChunk
-from echosight.options import SessionOptions
+from echosight.options import SessionOptions, changes_between
+from echosight.server.engine_host import EngineHost
 from echosight.server.metrics import Metrics
 from echosight.server.recording import Recorder
 from echosight.session.outbox import Tap
@@ -82,7 +83,7 @@ class StreamManager:
         self._journal = journal
         self._clock = clock
         self._reader = Worker("reader")
-        self._seats = asyncio.Semaphore(engine.capacity)
+        self._host = EngineHost(engine)
         self._places: dict[str, _Place] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving = False
@@ -193,7 +194,7 @@ class StreamManager:
         recording = self._journal.open(session_id)
         taps: list[Tap] = [self._measure, *([_while_wanted(recording.write)] if recording else [])]
         voice = self._voice_activity.stream()
-        session = Session(session_id, self.engine, voice, options, taps=taps, seats=self._seats)
+        session = Session(session_id, self._host, voice, options, taps=taps)
 
         async def close() -> None:
             await session.close()
@@ -307,13 +308,12 @@ class StreamManager:
     async def upload_customized_audio(self, key: str, sample: AudioChunk | None) -> None:
         """A voice to imitate in the caller's session; None: the default voice."""
         session = await self.open(key)
-        answer = replace(session.options.response, voice_sample=sample)
-        await session.feed(ev.UpdateOptions(replace(session.options, response=answer)))
+        await session.feed(ev.UpdateOptions({"response": {"voice_sample": sample}}))
 
     async def update_customized_options(self, key: str, chosen: CustomOptions) -> None:
         """The caller's choices, for its own session."""
         session = await self.open(key)
-        await session.feed(ev.UpdateOptions(apply_options(session.options, chosen)))
+        await session.feed(ev.UpdateOptions(changes_between(session.options, apply_options(session.options, chosen))))
 
     async def sys_prompt_init(self, key: str) -> None:
         """Begin the caller's conversation anew, under the instructions it chose."""

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from echosight import events as ev
 from echosight.conversation import Conversation
-from echosight.engines import Engine
+from echosight.engines import GatedEngine
 from echosight.errors import EchoSightError
 from echosight.options import GenerateOptions
 from echosight.session.outbox import Outbox
@@ -19,16 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class ResponseGenerator:
-    """Makes answers for one session, each in the task that asks for it, and ends each exactly once.
+    """Makes answers for one session, each in the task that asks for it, and ends each exactly once."""
 
-    `seats` are the answers that the engine can make at once, for all sessions: every session has one for its own
-    conversation, but for those that are taken out of band.
-    """
-
-    def __init__(
-        self, name: str, engine: Engine, outbox: Outbox, clock: Callable[[], float], seats: asyncio.Semaphore
-    ) -> None:
-        self._seats = seats
+    def __init__(self, name: str, engine: GatedEngine, outbox: Outbox, clock: Callable[[], float]) -> None:
         self._name = name
         self._engine = engine
         self._outbox = outbox
@@ -37,11 +30,11 @@ class ResponseGenerator:
     @property
     def full(self) -> bool:
         """Whether the engine makes all the answers that it can."""
-        return self._seats.locked()
+        return self._engine.at_capacity
 
     async def make(self, answer: Response, conversation: Conversation, options: GenerateOptions) -> None:
-        """Answer, as soon as there is a seat. What goes wrong is raised; the answer is ended by the caller."""
-        async with self._seats, aclosing(self._engine.generate(conversation, options)) as pieces:
+        """Answer, as soon as the engine has a slot. What goes wrong is raised; the answer is ended by the caller."""
+        async with aclosing(self._engine.generate(conversation, options)) as pieces:
             async for piece in pieces:
                 news, delta = answer.take(piece)
                 for event in news:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from echosight import events as ev
 from echosight.conversation import Conversation, Item, new_id
-from echosight.engines import Engine
+from echosight.engines import GatedEngine
 from echosight.errors import InputError
 from echosight.options import GenerateOptions, SessionOptions
 from echosight.session.echo_guard import EchoGuard
@@ -29,12 +29,11 @@ class ResponseController:
     def __init__(
         self,
         name: str,
-        engine: Engine,
+        engine: GatedEngine,
         conversation: Conversation,
         hearing: UserInput,
         outbox: Outbox,
         clock: Callable[[], float],
-        seats: asyncio.Semaphore,
     ) -> None:
         self.answers = RecentResponses()
         self.options = SessionOptions()
@@ -47,7 +46,7 @@ class ResponseController:
         self._outbox = outbox
         self._clock = clock
         self._echo = EchoGuard()
-        self._maker = ResponseGenerator(name, engine, outbox, clock, seats)
+        self._maker = ResponseGenerator(name, engine, outbox, clock)
         self._asides = OutOfBandResponses(engine, conversation, hearing, self._maker)
         self._task: asyncio.Task[None] | None = None
         self._next: ev.CreateResponse | None = None

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from echosight import events as ev
 from echosight.conversation import Conversation, ImagePart, TextPart, pcm_part
-from echosight.engines import Engine
+from echosight.engines import GatedEngine
 from echosight.errors import InputError
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame
-from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.options import SessionOptions, TurnDetectionOptions, apply_changes
 from echosight.session.item_edits import ItemEditor
 from echosight.session.outbox import Outbox, Tap
 from echosight.session.responses import ResponseController
@@ -38,24 +38,23 @@ class Session:
 
     `feed` takes the client's inputs one at a time; `outbox` holds what it is to be told. `taps` see every
     input and output, for recordings and metrics. `clock` tells how much of an answer can have been played, and
-    is used for nothing else that the client sees. `seats` are the answers that the engine can make at once, for all
-    its sessions.
+    is used for nothing else that the client sees.
     """
 
     def __init__(
         self,
         session_id: str,
-        engine: Engine,
+        engine: GatedEngine,
         voice: VadStream,
         options: SessionOptions | None = None,
         *,
         conversation: Conversation | None = None,
         taps: Sequence[Tap] = (),
         clock: Callable[[], float] = time.monotonic,
-        seats: asyncio.Semaphore | None = None,
     ) -> None:
         self.id = session_id
         self.options = options or SessionOptions()
+        self._turn_detection = self.options.turn_detection
         self.conversation = conversation or Conversation()
         self.outbox = Outbox(taps, leaving=lambda event: self._answering.left(event))
         self._engine = engine
@@ -63,10 +62,7 @@ class Session:
         self._clock = clock
         self._ear = AudioInput(voice, self.options.turn_detection or TurnDetectionOptions())
         self._hearing = UserInput(engine, self.conversation, self.outbox.push)
-        seats = seats or asyncio.Semaphore(engine.capacity)
-        self._answering = ResponseController(
-            session_id, engine, self.conversation, self._hearing, self.outbox, clock, seats
-        )
+        self._answering = ResponseController(session_id, engine, self.conversation, self._hearing, self.outbox, clock)
         self._edits = ItemEditor(self.conversation, self._answering.answers, self._hearing, self.outbox.push)
         self._feeding = asyncio.Lock()
         self._paused = False
@@ -123,9 +119,9 @@ class Session:
             case ev.ClearInput():
                 self._forget_input()
                 self.outbox.push(ev.InputCleared())
-            case ev.UpdateOptions(options):
-                self._apply(options)
-                self.outbox.push(ev.OptionsUpdated(options))
+            case ev.UpdateOptions(changes):
+                self._apply(apply_changes(self.options, changes, self._turn_detection))
+                self.outbox.push(ev.OptionsUpdated(self.options))
             case ev.Sync(tag):
                 self.outbox.push(ev.Synced(tag, self.answering))
             case ev.Reset():

@@ -14,7 +14,7 @@ from echosight.audio.formats import wav_bytes
 from echosight.conversation import to_chunk
 from echosight.errors import WireError
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
-from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.options import SessionOptions, TurnDetectionOptions, changes_between
 from echosight.wire import Message
 from echosight.wire.echosight_messages import Content, Limits, read_content, read_items, read_json
 from echosight.wire.turn_detection import turn_options
@@ -105,7 +105,8 @@ class EchoSightWire:
         body = read_json(message)
         match body:
             case {"type": "subscribe" | "configure"}:
-                yield ev.UpdateOptions(self._configure(body))
+                before = self._options
+                yield ev.UpdateOptions(changes_between(before, self._configure(body)))
             case {"type": "stop"}:
                 yield ev.Cancel()
             case {"type": "commit"}:

@@ -11,8 +11,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.audio.formats import decode_audio, downmix, float_to_pcm, pcm_to_float, wav_bytes, wav_header
+from echosight.audio.formats import decode_audio, wav_bytes, wav_header
 from echosight.audio.g711 import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
+from echosight.audio.pcm import downmix, float_to_pcm, pcm_to_float
 from echosight.errors import InputError
 from echosight.media import AudioChunk
 

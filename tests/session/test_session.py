@@ -41,7 +41,7 @@ from echosight.events import (
     UpdateOptions,
 )
 from echosight.media import ImageFrame, Transcript
-from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.options import TurnDetectionOptions
 from tests.rig import bench, loud, pieces_of, quiet
 
 LONG = "one two three four five six seven eight nine ten"
@@ -322,9 +322,8 @@ async def test_hd_video_asks_for_detail() -> None:
 async def test_pacing_holds_speech_back_to_its_lead() -> None:
     engine = FakeEngine([words(LONG)])
     async with bench(engine) as b:
-        answer = b.session.options.response
-        options = SessionOptions(turn_detection=None, response=type(answer)(max_playout_lead_ms=200))
-        await b.feed(UpdateOptions(options), Text("hi"), CommitInput(), CreateResponse())
+        changes = UpdateOptions({"turn_detection": None, "response": {"max_playout_lead_ms": 200}})
+        await b.feed(changes, Text("hi"), CommitInput(), CreateResponse())
         for _ in range(3):
             await b.until(SpeechDelta)
         assert len(b.session.outbox) == 0

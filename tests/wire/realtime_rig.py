@@ -13,6 +13,7 @@ import orjson
 from echosight import events as ev
 from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
+from echosight.options import changes_between
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.rig import Bench, bench
 
@@ -122,7 +123,7 @@ async def client(
         wire = RealtimeWire(terms, made.session.options, beta=beta)
         wire.conversation = made.session.conversation
         if transcribes:
-            await made.session.feed(ev.UpdateOptions(wire.options))
+            await made.session.feed(ev.UpdateOptions(changes_between(made.session.options, wire.options)))
         talker = Client(made, wire)
         await talker.until("session.created")
         yield talker

@@ -15,7 +15,7 @@ from echosight.audio.formats import decode_audio
 from echosight.conversation import AudioPart, Item
 from echosight.errors import InputError, WireError
 from echosight.media import AudioChunk, Transcript, Word
-from echosight.options import GenerateOptions, SessionOptions
+from echosight.options import GenerateOptions, SessionOptions, apply_changes
 from echosight.wire.echosight import EchoSightWire, Records, acknowledgement
 from echosight.wire.echosight_messages import Limits, read_content, read_options
 
@@ -59,8 +59,7 @@ def test_a_subscription_is_acknowledged_once() -> None:
     w = wire()
     (configure, mark) = w.receive('{"type":"subscribe","sample_rate":8000,"voice":"en-gb","turn_detection":null}')
     assert isinstance(configure, ev.UpdateOptions)
-    assert configure.options.turn_detection is None
-    assert configure.options.response.voice == "en-gb"
+    assert configure.changes == {"turn_detection": None, "response": {"voice": "en-gb"}}
     assert mark == ev.Sync("done")
     assert told(w, ev.Synced("done", generating=False)) == [acknowledgement("me", "success", "done")]
     assert list(w.receive(b"\1\2")) == [ev.Audio(AudioChunk(b"\1\2", 8000))]
@@ -72,7 +71,7 @@ def test_every_part_of_turn_detection_can_be_set() -> None:
     message = orjson.dumps({"type": "configure", "turn_detection": chosen}).decode()
     (configure, _) = wire().receive(message)
     assert isinstance(configure, ev.UpdateOptions)
-    turn = configure.options.turn_detection
+    turn = apply_changes(SessionOptions(), configure.changes).turn_detection
     assert turn is not None
     assert (turn.threshold, turn.min_endpointing_delay_ms, turn.prefix_padding_ms) == (0.7, 600, 200)
     assert (turn.min_speech_ms, turn.speculation_delay_ms, turn.max_turn_ms) == (96, 128, 9000)

@@ -69,7 +69,8 @@ def test_recording_is_the_clients_choice() -> None:
     wire = subscribed(record=False)
     (configure, _) = take(wire, {"type": "configure", "language": "en"})
     assert isinstance(configure, UpdateOptions)
-    assert not configure.options.record
+    assert configure.changes == {"language": "en"}
+    assert not wire._options.record
     assert SessionOptions().record
 
 

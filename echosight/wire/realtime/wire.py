@@ -10,7 +10,7 @@ from typing import Any
 from echosight import events as ev
 from echosight.conversation import Conversation, Item
 from echosight.errors import WireError
-from echosight.options import SessionOptions, TurnDetectionOptions
+from echosight.options import SessionOptions, TurnDetectionOptions, changes_between
 from echosight.wire import Message
 from echosight.wire.echosight_messages import read_json
 from echosight.wire.realtime import schema, session_object
@@ -130,7 +130,7 @@ class RealtimeWire:
 
     def _update(self, body: Json) -> Iterator[ev.Input]:
         given = object_of(body, "session")
-        before = self._dialect, self._base, self._session
+        before, options = (self._dialect, self._base, self._session), self.options
         try:
             if not self._decided and is_flat(given):
                 self._become_bridge()
@@ -144,7 +144,7 @@ class RealtimeWire:
             raise told from error
         self._decided = True
         self._confirmations.append(self._told)
-        yield ev.UpdateOptions(self.options)
+        yield ev.UpdateOptions(changes_between(options, self.options))
 
     def _flat_patch(self, given: Json) -> Json:
         patch = nested(given, "session")
