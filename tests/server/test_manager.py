@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from echosight.engines.stub import FakeEngine
 from echosight.errors import EchoSightError, InputError
 from echosight.server import manager as module
 from echosight.server.manager import StreamManager
@@ -17,6 +16,7 @@ from echosight.server.metrics import Metrics
 from echosight.server.recording import Recorder
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
+from tests.fakes import ScriptedEngine
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def manager(tmp_path: Path) -> AsyncGenerator[StreamManager]:
 
 
 def made(folder: Path, settings: Settings) -> StreamManager:
-    return StreamManager(FakeEngine(), settings, BatchedVad(), Metrics("0", "fake"), Recorder(folder))
+    return StreamManager(ScriptedEngine(), settings, BatchedVad(), Metrics("0", "fake"), Recorder(folder))
 
 
 async def enter(stack: AsyncExitStack, manager: StreamManager) -> None:

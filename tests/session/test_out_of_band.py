@@ -10,7 +10,6 @@ import pytest
 
 from echosight.conversation import AudioPart, Conversation, Item
 from echosight.engines import Chunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.events import (
     Cancel,
@@ -25,14 +24,15 @@ from echosight.events import (
 )
 from echosight.options import GenerateOptions
 from echosight.session.out_of_band import MAX_OUT_OF_BAND
+from tests.fakes import ScriptedEngine, words
 from tests.rig import Bench, bench, loud, quiet
 
 ASIDE = CreateResponse(conversation=False, metadata={"topic": "aside"})
 
 
-def held(*answers: str, transcripts: tuple[str | Exception, ...] = ("what was said",)) -> FakeEngine:
+def held(*answers: str, transcripts: tuple[str | Exception, ...] = ("what was said",)) -> ScriptedEngine:
     """An engine that waits for a permit before each piece."""
-    return FakeEngine([words(answer) for answer in answers], transcripts, gate=asyncio.Semaphore(0))
+    return ScriptedEngine([words(answer) for answer in answers], transcripts, gate=asyncio.Semaphore(0))
 
 
 def let_go(b: Bench, pieces: int = 100) -> None:
@@ -139,7 +139,7 @@ async def test_a_reset_and_the_end_stop_it() -> None:
 
 
 async def test_what_goes_wrong_in_it_is_its_own_affair() -> None:
-    async with bench(FakeEngine([[EngineFailure("no")], words("fine")])) as b:
+    async with bench(ScriptedEngine([[EngineFailure("no")], words("fine")])) as b:
         await b.feed(ASIDE)
         failed = await b.turn()
         assert (failed.outcome, failed.error) == ("failed", "no")
@@ -184,7 +184,7 @@ async def test_the_next_turn_is_answered_after_it_all() -> None:
         assert [item.text for item in b.session.conversation] == ["what was said", "the answer"]
 
 
-class Slow(FakeEngine):
+class Slow(ScriptedEngine):
     """Forgets a conversation only when it is let."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ async def test_an_answer_to_other_input_is_forgotten_even_where_it_is_stopped() 
         assert b.engine.released == [b.engine.asked[0].id]
 
 
-class Reluctant(FakeEngine):
+class Reluctant(ScriptedEngine):
     """Stops an answer only when it is let."""
 
     def __init__(self) -> None:

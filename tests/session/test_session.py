@@ -8,7 +8,6 @@ import pytest
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, UserTurn
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.events import (
     AddItem,
@@ -42,6 +41,7 @@ from echosight.events import (
 )
 from echosight.media import ImageFrame, Transcript
 from echosight.options import TurnDetectionOptions
+from tests.fakes import ScriptedEngine, words
 from tests.rig import bench, loud, pieces_of, quiet
 
 LONG = "one two three four five six seven eight nine ten"
@@ -112,7 +112,7 @@ async def test_how_sound_is_cut_into_pieces_changes_nothing(ms: int) -> None:
 
 
 async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard() -> None:
-    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(ResponseStarted)
@@ -139,7 +139,7 @@ async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard
 
 
 async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).outcome == "completed"
         b.clock.now += 0.41
@@ -150,7 +150,7 @@ async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> Non
 
 
 async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 1.5
@@ -161,7 +161,7 @@ async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
 
 
 async def test_what_the_client_says_it_played_counts() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 30
@@ -170,7 +170,7 @@ async def test_what_the_client_says_it_played_counts() -> None:
 
 
 async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -> None:
-    engine = FakeEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
     async with bench(engine, turn_detection=TurnDetectionOptions(interrupt_response=False)) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(ResponseStarted)
@@ -186,7 +186,7 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -
 
 
 async def test_a_stranger_to_the_turn_cannot_make_two_answers_at_once() -> None:
-    async with bench(FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
+    async with bench(ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         with pytest.raises(InputError) as refused:
             await b.feed(CreateResponse())
@@ -204,7 +204,7 @@ async def test_stopping_when_nothing_is_said() -> None:
 
 
 async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
-    engine = FakeEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
+    engine = ScriptedEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
     async with bench(engine) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
@@ -215,14 +215,14 @@ async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 async def test_a_defect_in_an_engine_is_told_without_its_inside() -> None:
-    async with bench(FakeEngine([[RuntimeError("secret")]])) as b:
+    async with bench(ScriptedEngine([[RuntimeError("secret")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.error) == ("failed", "The engine failed")
 
 
 async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() -> None:
-    async with bench(FakeEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
+    async with bench(ScriptedEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).error == "no ears"
         assert b.of(TranscriptionFailed)[0].message == "no ears"
@@ -231,7 +231,7 @@ async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() 
 
 
 async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
-    async with bench(FakeEngine([words(LONG)], transcripts=["first", "second"])) as b:
+    async with bench(ScriptedEngine([words(LONG)], transcripts=["first", "second"])) as b:
         await b.feed(loud(320), quiet(640), loud(320), quiet(640))
         await b.turn()
         await b.turn()
@@ -239,7 +239,7 @@ async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
 
 
 async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
-    class Slow(FakeEngine):
+    class Slow(ScriptedEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             transcript = await super().finalize_transcript(conversation, turn)
             for _ in range(100 if len(self.settled) == 1 else 0):
@@ -253,7 +253,7 @@ async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
 
 
 async def test_a_guess_belongs_to_its_own_turn() -> None:
-    async with bench(FakeEngine(transcripts=["spoken", "added"])) as b:
+    async with bench(ScriptedEngine(transcripts=["spoken", "added"])) as b:
         await b.feed(loud(320), quiet(256))
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),), "mine")))
         await b.feed(quiet(640))
@@ -320,7 +320,7 @@ async def test_hd_video_asks_for_detail() -> None:
 
 
 async def test_pacing_holds_speech_back_to_its_lead() -> None:
-    engine = FakeEngine([words(LONG)])
+    engine = ScriptedEngine([words(LONG)])
     async with bench(engine) as b:
         changes = UpdateOptions({"turn_detection": None, "response": {"max_playout_lead_ms": 200}})
         await b.feed(changes, Text("hi"), CommitInput(), CreateResponse())
@@ -334,7 +334,7 @@ async def test_pacing_holds_speech_back_to_its_lead() -> None:
 
 async def test_a_function_call_is_an_item_of_its_own() -> None:
     calls = [ToolCallChunk("c1", "look", '{"at":'), ToolCallChunk("c1", "look", '"it"}')]
-    async with bench(FakeEngine([calls])) as b:
+    async with bench(ScriptedEngine([calls])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         (call,) = ended.items[0].parts
@@ -342,7 +342,7 @@ async def test_a_function_call_is_an_item_of_its_own() -> None:
 
 
 async def test_a_token_limit_makes_the_answer_incomplete() -> None:
-    async with bench(FakeEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
+    async with bench(ScriptedEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.reason) == ("incomplete", "max_output_tokens")
@@ -388,7 +388,7 @@ async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() ->
 
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
 async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
         item = b.session.conversation.items[1]
@@ -402,7 +402,7 @@ async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
 
 
 async def test_marks_come_back_in_order_and_know_of_the_answer() -> None:
-    async with bench(FakeEngine(gate=asyncio.Semaphore(0))) as b:
+    async with bench(ScriptedEngine(gate=asyncio.Semaphore(0))) as b:
         await b.feed(Sync("before"), Text("hi"), CommitInput(), CreateResponse(), Sync("after"))
         await b.until(Synced)
         await b.until(Synced)
@@ -419,7 +419,7 @@ async def test_reset_forgets_the_conversation() -> None:
 
 
 async def test_closing_ends_everything() -> None:
-    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.until(ResponseStarted)
@@ -448,7 +448,7 @@ async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
 
 
 async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -> None:
-    class Pair(FakeEngine):
+    class Pair(ScriptedEngine):
         """As a transcriber with an utterance of each name: who asks for it twice at once waits for ever."""
 
         def __init__(self) -> None:
@@ -491,7 +491,7 @@ async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
 
 
 async def test_whoever_plays_the_answer_says_how_much_was_heard() -> None:
-    async with bench(FakeEngine([words("one two three")])) as b:
+    async with bench(ScriptedEngine([words("one two three")])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         (item,) = (await b.turn()).items
         b.clock.now += 10

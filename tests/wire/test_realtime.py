@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure
 from echosight.events import Usage
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import QUIET, Client, client
 
 ANSWER = [
@@ -84,7 +84,7 @@ async def test_a_turn_committed_by_hand() -> None:
 
 async def test_the_response_object() -> None:
     usage = Usage(input_text=3, input_audio=4, cached=2, output_text=5, output_audio=6)
-    async with client(FakeEngine([[*words("hello there"), GenerationSummary(usage)]])) as talk:
+    async with client(ScriptedEngine([[*words("hello there"), GenerationSummary(usage)]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"metadata": {"topic": "greeting"}})
         created = (await talk.until("response.created"))["response"]
@@ -114,7 +114,7 @@ async def test_the_response_object() -> None:
 
 
 async def test_text_alone() -> None:
-    async with client(FakeEngine([[TextChunk("hello there")]])) as talk:
+    async with client(ScriptedEngine([[TextChunk("hello there")]])) as talk:
         assert (await talk.update(output_modalities=["text"]))["output_modalities"] == ["text"]
         await talk.write("hi")
         await talk.send("response.create")
@@ -141,7 +141,7 @@ async def _interrupted(talk: Client) -> tuple[str, dict[str, object]]:
 
 
 async def test_barge_in_closes_what_was_begun() -> None:
-    engine = FakeEngine([words("one two three four")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("one two three four")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         item, response = await _interrupted(talk)
         assert talk.since("input_audio_buffer.speech_started") == [
@@ -171,7 +171,7 @@ async def test_barge_in_closes_what_was_begun() -> None:
 
 
 async def test_without_interrupt_response_the_answer_goes_on() -> None:
-    engine = FakeEngine([words("one two three")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         turns = {"type": "server_vad", "interrupt_response": False, "create_response": False}
         await talk.update(audio={"input": {"turn_detection": turns}})
@@ -188,7 +188,7 @@ async def test_without_interrupt_response_the_answer_goes_on() -> None:
 
 
 async def test_what_still_plays_is_cut_without_a_word() -> None:
-    async with client(FakeEngine([words("one two three four")])) as talk:
+    async with client(ScriptedEngine([words("one two three four")])) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         item = (await talk.done())["output"][0]["id"]
@@ -203,7 +203,7 @@ async def test_what_still_plays_is_cut_without_a_word() -> None:
 
 
 async def test_cancel() -> None:
-    engine = FakeEngine([words("one two three")], gate=asyncio.Semaphore(1))
+    engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(1))
     async with client(engine) as talk:
         await talk.write("hi")
         await talk.send("response.create")
@@ -215,7 +215,7 @@ async def test_cancel() -> None:
 
 async def test_function_calls() -> None:
     call = [ToolCallChunk("call_1", "look_up", '{"what"'), ToolCallChunk("call_1", "look_up", ': "it"}')]
-    async with client(FakeEngine([call, words("found it")])) as talk:
+    async with client(ScriptedEngine([call, words("found it")])) as talk:
         tool = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
         await talk.update(tools=[tool], tool_choice="required")
         await talk.write("find it")
@@ -282,7 +282,7 @@ async def test_out_of_band_responses_leave_no_trace() -> None:
 
 
 async def test_a_response_out_of_band_is_told_beside_another() -> None:
-    engine = FakeEngine([words("the answer"), words("an aside")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("the answer"), words("an aside")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         await talk.write("hello")
         await talk.send("response.create")
@@ -353,7 +353,7 @@ async def test_speech_is_given_back_in_full_when_fetched() -> None:
 
 
 async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
-    async with client(FakeEngine([[TextChunk("cut"), GenerationSummary(finish="length")]])) as talk:
+    async with client(ScriptedEngine([[TextChunk("cut"), GenerationSummary(finish="length")]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"max_output_tokens": 7})
         response = await talk.done()
@@ -364,7 +364,7 @@ async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
 
 
 async def test_an_engine_that_breaks_fails_the_response_only() -> None:
-    async with client(FakeEngine([[EngineFailure("It broke")], words("well again")])) as talk:
+    async with client(ScriptedEngine([[EngineFailure("It broke")], words("well again")])) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         response = await talk.done()
@@ -375,7 +375,7 @@ async def test_an_engine_that_breaks_fails_the_response_only() -> None:
 
 
 async def test_speech_that_cannot_be_transcribed() -> None:
-    async with client(FakeEngine(transcripts=[EngineFailure("No ears")])) as talk:
+    async with client(ScriptedEngine(transcripts=[EngineFailure("No ears")])) as talk:
         turns = {"type": "server_vad", "create_response": False}
         await talk.update(audio={"input": {"transcription": {"model": "whisper-1"}, "turn_detection": turns}})
         await talk.speak()
@@ -416,7 +416,7 @@ async def test_silence_is_answered_after_the_idle_time() -> None:
 
 @pytest.mark.parametrize(("said", "over"), [("this is all", True), ("i went to the", False), ("wait,", False)])
 async def test_speech_that_sounds_unfinished_is_given_more_time(said: str, over: bool) -> None:
-    async with client(FakeEngine(transcripts=[said])) as talk:
+    async with client(ScriptedEngine(transcripts=[said])) as talk:
         turns = {"type": "semantic_vad", "eagerness": "high", "create_response": False}
         await talk.update(audio={"input": {"turn_detection": turns}})
         await talk.hear(600)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import WireError
 from echosight.options import SessionOptions
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import client
 
 USER = {"type": "message", "role": "user"}
@@ -172,7 +172,7 @@ async def test_a_buffer_that_is_too_small_says_how_small() -> None:
 
 
 async def test_one_response_at_a_time() -> None:
-    async with client(FakeEngine([words("one")], gate=asyncio.Semaphore(0))) as talk:
+    async with client(ScriptedEngine([words("one")], gate=asyncio.Semaphore(0))) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         await talk.until("response.created")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from echosight.conversation import AudioPart
-from echosight.engines.stub import FakeEngine, words
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import Client, client
 
 TEXT = "it was the best of times, it was the worst of times, it was the age of wisdom"
@@ -30,7 +30,7 @@ async def answered(talk: Client) -> str:
 
 @pytest.mark.parametrize("ms", range(0, LENGTH_MS + 1, 100))
 async def test_no_word_is_left_that_had_not_begun(ms: int) -> None:
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         item = await answered(talk)
         await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
         assert (await talk.until("conversation.item.truncated"))["audio_end_ms"] == ms
@@ -49,7 +49,7 @@ async def test_no_word_is_left_that_had_not_begun(ms: int) -> None:
 
 async def test_the_client_knows_better_than_the_clock() -> None:
     """The session guesses how much was heard; what the client says of it counts, be it more or less."""
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         item = await answered(talk)
         talk.bench.clock.now += 0.3
         await talk.hear(200)
@@ -64,7 +64,7 @@ async def test_the_client_knows_better_than_the_clock() -> None:
 
 async def test_an_item_that_is_still_being_answered_is_cut_too() -> None:
     gate = asyncio.Semaphore(6)
-    async with client(FakeEngine([words(TEXT, WORD_MS)], gate=gate)) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)], gate=gate)) as talk:
         await talk.write("go on")
         await talk.send("response.create")
         item = (await talk.until("response.output_audio.delta"))["item_id"]
@@ -84,7 +84,7 @@ async def test_an_item_that_is_still_being_answered_is_cut_too() -> None:
 
 
 async def test_an_answer_of_long_ago_is_cut_to_the_word() -> None:
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         items = [await answered(talk) for _ in range(12)]
         await talk.send("conversation.item.truncate", item_id=items[0], content_index=0, audio_end_ms=700)
         await talk.until("conversation.item.truncated")
