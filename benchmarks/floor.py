@@ -22,7 +22,7 @@ from fastapi import FastAPI, WebSocket
 from benchmarks.workload import PIECE, SILENCE_MS
 from echosight.audio.formats import wav_bytes
 from echosight.audio.silero import MODEL_PATH, WINDOW
-from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S
 from echosight.media import AudioChunk
 
 app = FastAPI()
@@ -75,7 +75,7 @@ class User:
         for n, word in enumerate(STUB_TEXT.split()):
             await asyncio.sleep(began + (n + 1) * STUB_TOKEN_S - clock.time())
             await self.record(None, f" {word}")
-        for _ in range(STUB_PIECES):
+        for _ in range(STUB_CHUNKS):
             await self.record(base64.b64encode(wav_bytes(AudioChunk(PIECE, 24_000))).decode(), "")
         await self.record(None, "\n<end>")
 

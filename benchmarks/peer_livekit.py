@@ -17,7 +17,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.io import AudioInput, AudioOutput, AudioOutputCapabilities
 
 from benchmarks.workload import PIECE, SILENCE_MS
-from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
+from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
 SPEECH_HZ = 24_000
 app = FastAPI()
@@ -95,7 +95,7 @@ class Speaker(tts.TTS):
 class Speech(tts.ChunkedStream):
     async def _run(self, output_emitter: Any) -> None:
         output_emitter.initialize(request_id="stub", sample_rate=SPEECH_HZ, num_channels=1, mime_type="audio/pcm")
-        for _ in range(STUB_PIECES):
+        for _ in range(STUB_CHUNKS):
             output_emitter.push(PIECE)
         output_emitter.flush()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from echosight.conversation import Conversation, Part, UserTurn
-from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
+from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
@@ -83,3 +84,170 @@ class ScriptedEngine:
 
     async def release(self, conversation_id: str) -> None:
         self.released.append(conversation_id)
+
+
+class ScriptedPart:
+    """What the scripted parts of a cascade have in common.
+
+    `fails` names the step that raises `failure`: ``start``, or one that the part's class names.
+    """
+
+    def __init__(self, name: str, fails: str = "", failure: EngineFailure | None = None) -> None:
+        self.name = name
+        self.fails = fails
+        self.failure = failure or EngineFailure(f"{name} failed")
+        self.up = False
+
+    async def start(self) -> None:
+        if self.fails == "start":
+            raise SetupError(f"{self.name} is not installed")
+        self.up = True
+
+    async def close(self) -> None:
+        self.up = False
+
+    def check(self, step: str) -> None:
+        if self.fails == step:
+            raise self.failure
+
+
+class ScriptedSTT(ScriptedPart):
+    """An `STT` that counts bytes. It may fail in ``push`` and in ``finalize``; `hold` holds back `finalize`."""
+
+    def __init__(self, name: str = "stt", fails: str = "", failure: EngineFailure | None = None) -> None:
+        super().__init__(name, fails, failure)
+        self.streams: list[ScriptedSTTStream] = []
+        self.hold: asyncio.Event | None = None
+
+    @property
+    def open_streams(self) -> list[ScriptedSTTStream]:
+        return [stream for stream in self.streams if not stream.closed]
+
+    def open(self, language: str | None = None, speaker: str | None = None) -> ScriptedSTTStream:
+        self.streams.append(ScriptedSTTStream(self, language, speaker))
+        return self.streams[-1]
+
+
+class ScriptedSTTStream:
+    """Its texts say how many bytes were pushed."""
+
+    def __init__(self, stt: ScriptedSTT, language: str | None, speaker: str | None) -> None:
+        self.language = language
+        self.speaker = speaker
+        self.pcm = b""
+        self.closed = False
+        self._stt = stt
+
+    async def push(self, pcm: bytes) -> str | None:
+        self._check("push")
+        self.pcm += pcm
+        return f"{len(self.pcm)} bytes" if pcm else None
+
+    async def finalize(self) -> Transcript:
+        self._check("finalize")
+        if self._stt.hold is not None:
+            await self._stt.hold.wait()
+        self._check("finalize")
+        return Transcript(f"{len(self.pcm)} bytes in all" if self.pcm else "")
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def _check(self, step: str) -> None:
+        if self.closed:
+            raise EngineFailure("The stream is closed")
+        self._stt.check(step)
+
+
+Script = TextChunk | ToolCallChunk | GenerationSummary | Exception
+
+
+class ScriptedLLM(ScriptedPart):
+    """An `LLM` that says its `script`, with a summary at the end. It may fail ``at the first chunk`` and ``later``.
+
+    `steps` counts the chunks begun; `ended` is set when a reply is complete or closed.
+    """
+
+    def __init__(
+        self, *script: Script, name: str = "llm", fails: str = "", failure: EngineFailure | None = None
+    ) -> None:
+        super().__init__(name, fails, failure)
+        self.script = script
+        self.steps = 0
+        self.ended = asyncio.Event()
+        self.prefilled: list[str] = []
+        self.conversations: list[Conversation] = []
+        self.released: list[str] = []
+
+    async def prefill(self, conversation: Conversation, text: str) -> None:
+        self.prefilled.append(text)
+
+    async def release(self, conversation_id: str) -> None:
+        self.released.append(conversation_id)
+
+    async def generate(
+        self, conversation: Conversation, options: GenerateOptions
+    ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
+        self.conversations.append(conversation)
+        summary = () if any(isinstance(chunk, GenerationSummary) for chunk in self.script) else (GenerationSummary(),)
+        try:
+            self.check("at the first chunk")
+            for number, chunk in enumerate((*self.script, *summary)):
+                if number:
+                    self.check("later")
+                if isinstance(chunk, Exception):
+                    raise chunk
+                self.steps += 1
+                yield chunk
+                await asyncio.sleep(0)
+        finally:
+            self.ended.set()
+
+
+class ScriptedTTS(ScriptedPart):
+    """A `TTS` that speaks each word as a chunk of `word_ms`. It may fail ``at the first chunk`` and ``later``.
+
+    Without `timed` it gives no words. `on_chunk` is called with each chunk. `texts` and `options` are those of all
+    calls, `steps` counts the chunks begun, `speaking` the calls in progress.
+    """
+
+    voices: tuple[str, ...] = ("one",)
+
+    def __init__(
+        self,
+        name: str = "tts",
+        fails: str = "",
+        failure: EngineFailure | None = None,
+        *,
+        rate: int = 1000,
+        word_ms: int = 100,
+        timed: bool = True,
+    ) -> None:
+        super().__init__(name, fails, failure)
+        self.rate = rate
+        self.word_ms = word_ms
+        self.timed = timed
+        self.texts: list[str] = []
+        self.options: list[GenerateOptions] = []
+        self.steps = 0
+        self.speaking = 0
+        self.on_chunk: Callable[[], object] = lambda: None
+
+    async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
+        self.check("at the first chunk")
+        self.texts.append(text)
+        self.options.append(options)
+        self.speaking += 1
+        try:
+            end = 0
+            for number, word in enumerate(text.split()):
+                if number:
+                    self.check("later")
+                end = text.index(word, end) + len(word)
+                self.steps += 1
+                self.on_chunk()
+                words = (Word(number * self.word_ms, end),) if self.timed else ()
+                yield SpeechChunk(bytes(2 * self.rate * self.word_ms // 1000), words)
+                await asyncio.sleep(0)
+        finally:
+            self.speaking -= 1

@@ -13,13 +13,13 @@ from echosight.options import GenerateOptions
 STUB_TRANSCRIPT = Transcript("he was not an ill disposed young man")
 STUB_TEXT = "the quick brown fox jumps over the lazy dog and then it runs through the green field until evening falls."
 STUB_TOKEN_S = 0.010
-STUB_PIECES = 50
-STUB_PIECE_MS = 40
+STUB_CHUNKS = 50
+STUB_CHUNK_MS = 40
 
 
 class StubEngine:
-    """The work of a cascade for load tests, without its computing: the transcript at once, twenty tokens of text
-    over 200 ms, then two seconds of speech at 24 kHz in pieces of 40 ms."""
+    """An `Engine` for load tests: the transcript at once, twenty tokens of text over 200 ms, then two seconds of speech
+    at 24 kHz in chunks of 40 ms."""
 
     name = "stub"
     capacity = 1000
@@ -27,15 +27,15 @@ class StubEngine:
     voices: tuple[str, ...] = ("stub",)
 
     def __init__(self) -> None:
-        samples = self.output_rate * STUB_PIECE_MS // 1000
-        # Never zero, so that a client can tell it from silence.
+        samples = self.output_rate * STUB_CHUNK_MS // 1000
+        # Never zero, so that a client can distinguish it from silence.
         self._pcm = b"\x10\x01\xf0\xfe" * (samples // 2)
 
     async def start(self) -> None:
-        """It is always ready."""
+        """There is nothing to load."""
 
     async def close(self) -> None:
-        """It holds nothing."""
+        """There is nothing to free."""
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         return None
@@ -54,10 +54,10 @@ class StubEngine:
             end += len(text)
             ends.append(end)
             yield TextChunk(text)
-        for n in range(STUB_PIECES if options.speech else 0):
-            words = (Word(n * STUB_PIECE_MS, ends[n * 2 // 5]),) if n * 2 % 5 < 2 else ()
+        for n in range(STUB_CHUNKS if options.speech else 0):
+            words = (Word(n * STUB_CHUNK_MS, ends[n * 2 // 5]),) if n * 2 % 5 < 2 else ()
             yield SpeechChunk(self._pcm, words)
         yield GenerationSummary(providers=(self.name,))
 
     async def release(self, conversation_id: str) -> None:
-        """It keeps nothing."""
+        """Nothing is cached."""

@@ -18,7 +18,7 @@ from echosight.audio.pcm import pcm_to_float
 from echosight.audio.resampling import Resampler, resample
 from echosight.conversation import AudioPart, UserTurn
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.cascade.sentences import Splitter, speakable
+from echosight.engines.cascade.sentences import SentenceSplitter, strip_markup
 from echosight.errors import EngineFailure, InputError
 from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
@@ -146,10 +146,10 @@ async def _speech_events(spoken: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]
 
 async def _speak(engine: Cascade, text: str, options: GenerateOptions) -> AsyncGenerator[bytes]:
     """PCM16 at 24 kHz, sentence by sentence."""
-    splitter = Splitter()
+    splitter = SentenceSplitter()
     resampler = Resampler(engine.output_rate, 24_000)
-    for sentence in [*splitter.feed(text), *splitter.finish()]:
-        async with aclosing(engine.tts.synthesize(speakable(sentence.text), options)) as pieces:
+    for sentence in [*splitter.push(text), *splitter.flush()]:
+        async with aclosing(engine.tts.synthesize(strip_markup(sentence.text), options)) as pieces:
             async for piece in pieces:
                 yield resampler.push(piece.pcm)
     yield resampler.push(b"", last=True)

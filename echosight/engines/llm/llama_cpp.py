@@ -61,7 +61,7 @@ class LlamaCppLLM:
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
         """Have the server read the conversation so far, so that its cache holds it when the reply is wanted."""
-        if self.server.up.is_set():
+        if self.server.healthy.is_set():
             await self._chat.prefill(conversation, text)
 
     async def release(self, conversation_id: str) -> None:
@@ -76,8 +76,8 @@ class LlamaCppLLM:
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(0 if self.server.down else RESTART_S):
-                await self.server.up.wait()
+            async with asyncio.timeout(0 if self.server.given_up else RESTART_S):
+                await self.server.healthy.wait()
         except TimeoutError:
             raise TransientError(f"{self.server.name} is down") from None
 

@@ -16,7 +16,7 @@ from echosight.conversation import Conversation, new_id
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.messages import Message, messages
 from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
-from echosight.engines.runtime.retries import CHAT_S, TransientError, retry_stream
+from echosight.engines.runtime.retries import LLM_BACKOFF_S, TransientError, retry_stream
 from echosight.engines.runtime.sse import events
 from echosight.errors import EngineFailure, SetupError
 from echosight.events import Usage
@@ -103,7 +103,7 @@ class OpenAILLM:
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Raises `TransientError` and `PermanentError`."""
         await self.release(conversation.id)
-        async with aclosing(retry_stream(lambda: self._reply(conversation, options), CHAT_S)) as pieces:
+        async with aclosing(retry_stream(lambda: self._reply(conversation, options), LLM_BACKOFF_S)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -178,7 +178,7 @@ async def _completion(response: httpx.Response, upstream: HttpService) -> AsyncG
     """The pieces of one streamed completion. Whatever ends before it is complete is `TransientError`."""
     reading = _Reading()
     name = upstream.name
-    async with aclosing(events(response, name, upstream.silence_s)) as stream:
+    async with aclosing(events(response, name, upstream.read_timeout_s)) as stream:
         try:
             async for event in stream:
                 for piece in reading.take(event):

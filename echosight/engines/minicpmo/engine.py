@@ -15,6 +15,7 @@ from pathlib import Path
 from echosight.audio.resampling import Resampler
 from echosight.conversation import AudioPart, Conversation, Part, UserTurn
 from echosight.engines import STT, Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines.cascade.listener import Listener
 from echosight.engines.minicpmo.process_cache import Seat, Voice
 from echosight.engines.runtime.ipc import FrameType
 from echosight.engines.runtime.progress import LoadProgress
@@ -73,7 +74,7 @@ class MiniCpmEngine:
         self.name = name
         self.capacity = len(commands)
         self.loading = LoadProgress(name)
-        self._transcriber = transcriber
+        self._listener = Listener(transcriber) if transcriber is not None else None
         self._seats = [Seat(_OwnProcess(name, command)) for command in commands]
         self._busy: set[Seat] = set()
 
@@ -81,19 +82,19 @@ class MiniCpmEngine:
         """Loads one after the other: together they would need the memory for loading all at once."""
         try:
             for number, seat in enumerate(self._seats, 1):
-                self.loading.tell(f"process {number} of {self.capacity}", None)
+                self.loading.report(f"process {number} of {self.capacity}", None)
                 await seat.process.start()
-            if self._transcriber is not None:
-                self.loading.tell(self._transcriber.name, None)
-                await self._transcriber.start()
+            if self._listener is not None:
+                self.loading.report(self._listener.stt.name, None)
+                await self._listener.stt.start()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         await asyncio.gather(*(seat.process.close() for seat in self._seats))
-        if self._transcriber is not None:
-            await self._transcriber.close()
+        if self._listener is not None:
+            await self._listener.stt.close()
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
         """Whole seconds are read as they come, with the pictures shown in them."""
@@ -101,8 +102,8 @@ class MiniCpmEngine:
         if turn is None:
             return None
         partial = None
-        if self._transcriber is not None and isinstance(part, AudioPart):
-            partial = await self._transcriber.hear(turn.id, part.pcm or b"", conversation.language, conversation.id)
+        if self._listener is not None and isinstance(part, AudioPart):
+            partial = await self._listener.push(conversation, turn, part.pcm or b"")
         seat = self._seat(conversation.id)
         if seat not in self._busy and seat.due(turn):
             voice = Voice(seat.voice.sample, conversation.instructions, conversation.language)
@@ -110,10 +111,12 @@ class MiniCpmEngine:
         return partial
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
-        return await self._transcriber.finish(turn.id) if self._transcriber is not None else None
+        return await self._listener.finalize_transcript(conversation, turn) if self._listener is not None else None
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Raises `EngineFailure`, and `EngineFull` where every process is answering somebody else."""
+        if self._listener is not None:
+            await self._listener.drop_finished(conversation)
         seat = self._seat(conversation.id)
         self._busy.add(seat)
         try:
@@ -128,6 +131,8 @@ class MiniCpmEngine:
             self._busy.discard(seat)
 
     async def release(self, conversation_id: str) -> None:
+        if self._listener is not None:
+            await self._listener.release(conversation_id)
         for seat in self._seats:
             if seat.conversation == conversation_id:
                 seat.leave()

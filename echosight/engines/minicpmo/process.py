@@ -133,7 +133,7 @@ class Host:
                 self._serve(self._waiting.pop(0))
 
     def _listen(self, wait_s: float | None) -> None:
-        for frame in self._pipe.take(wait_s):
+        for frame in self._pipe.receive(wait_s):
             match frame.kind:
                 case FrameType.BEGIN:
                     self._waiting.append(frame)

@@ -64,8 +64,8 @@ class OmniEngine:
         self._stage = await self._worker.call(lambda: self.loading.run(self._build))
         self.voices = self._stage.model.speakers
         if self._listener is not None:
-            self.loading.tell(self._listener.transcriber.name, None)
-            await self._listener.transcriber.start()
+            self.loading.report(self._listener.stt.name, None)
+            await self._listener.stt.start()
         self._running = asyncio.create_task(self._rounds.run(), name="omni rounds")
 
     async def close(self) -> None:
@@ -74,7 +74,7 @@ class OmniEngine:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
         if self._listener is not None:
-            await self._listener.transcriber.close()
+            await self._listener.stt.close()
         self._closed = True
         await self._worker.close()
 
@@ -89,7 +89,7 @@ class OmniEngine:
             self._needed[conversation.id] = (turn.id, needed)
         if self._listener is None or not isinstance(part, AudioPart):
             return None
-        return await self._listener.hear(conversation, turn, part.pcm or b"")
+        return await self._listener.push(conversation, turn, part.pcm or b"")
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         return await self._listener.finalize_transcript(conversation, turn) if self._listener is not None else None
@@ -97,7 +97,7 @@ class OmniEngine:
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         stage = self._stage
         if self._listener is not None:
-            await self._listener.tidy(conversation)
+            await self._listener.drop_finished(conversation)
         wish = self._wish(conversation, options)
         view = _view(conversation, stage.model.preamble, None)
         begun: list[Answer] = []

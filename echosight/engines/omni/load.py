@@ -12,7 +12,7 @@ from echosight.engines.omni.engine import DEFAULT_REPLY_TOKENS, OmniEngine
 from echosight.engines.runtime.huggingface.device import choose_device
 from echosight.engines.runtime.huggingface.memory import DTYPE_BYTES, check_memory, free_bytes, weight_bytes
 from echosight.engines.runtime.huggingface.source import fetch, fetch_config, is_local, read_config
-from echosight.engines.runtime.progress import follow_transformers, tell
+from echosight.engines.runtime.progress import hook_transformers_progress, report
 from echosight.errors import SetupError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _need_extra(source: str) -> None:
 
 
 def _build(source: str, device: str, dtype: str | None, capacity: int, context: int) -> Stage:
-    tell("libraries")
+    report("libraries")
     from echosight.engines.omni.model_runner import Stage
     from echosight.engines.omni.state import Limits
 
@@ -93,11 +93,11 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     # Twice: conversations keep caches of their own beside the rows.
     rows = 2 * row_bytes(config, limits, dtype) if device.startswith("cuda") else 0
     check_memory(source, weight_bytes(folder, dtype) + rows, free_bytes(device), device)
-    tell("weights")
-    follow_transformers()
+    report("weights")
+    hook_transformers_progress()
     model = read_model(folder, config["model_type"], device, dtype, limits)
     stage = Stage(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))
-    tell("steps")
+    report("steps")
     stage.warm_up()
     return stage
 

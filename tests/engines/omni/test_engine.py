@@ -19,34 +19,10 @@ from echosight.errors import EngineFailure
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
 from tests.engines.omni.speech import heard, photo, sound
+from tests.fakes import ScriptedSTT
 
 SHORT = GenerateOptions(max_output_tokens=6)
 PACKET = 640
-
-
-class AudioInput:
-    """A transcriber that counts what it hears."""
-
-    name = "ear"
-
-    def __init__(self) -> None:
-        self.samples: dict[str, int] = {}
-        self.forgotten: list[str] = []
-
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
-
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        self.samples[utterance] = self.samples.get(utterance, 0) + len(pcm) // 2
-        return f"{self.samples[utterance]} so far"
-
-    async def finish(self, utterance: str) -> Transcript:
-        return Transcript(f"{self.samples[utterance]} in all")
-
-    async def forget(self, utterance: str) -> None:
-        self.forgotten.append(utterance)
 
 
 @pytest.fixture
@@ -228,18 +204,18 @@ async def test_a_failing_model_fails_the_turn_and_not_the_next(engine: OmniEngin
 
 
 async def test_a_transcriber_beside_it_writes_what_was_said(folders: dict[str, Path]) -> None:
-    ear = AudioInput()
-    engine = load(str(folders["qwen2_5_omni"]), device="cpu", capacity=1, context=512, transcriber=ear)
+    stt = ScriptedSTT()
+    engine = load(str(folders["qwen2_5_omni"]), device="cpu", capacity=1, context=512, transcriber=stt)
     await engine.start()
     talk = Conversation()
     talk.pending_turn = turn = UserTurn()
     partial = await engine.prefill(talk, turn.add(heard(sound(0.1))))
-    assert partial == "1600 so far"
-    assert await engine.finalize_transcript(talk, turn) == Transcript("1600 in all")
+    assert partial == "3200 bytes"
+    assert await engine.finalize_transcript(talk, turn) == Transcript("3200 bytes in all")
     talk.add(turn.to_item())
     talk.pending_turn = None
-    assert await engine.finalize_transcript(talk, turn) == Transcript("1600 in all")
-    assert [utterance.endswith(turn.id) for utterance in ear.forgotten] == [True]
+    assert await engine.finalize_transcript(talk, turn) == Transcript("3200 bytes in all")
+    assert not stt.open_streams
     await engine.close()
 
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FRAME = 600
-"""Samples a token is spoken for."""
+"""Samples per token."""
 
 
 def _save(file: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from echosight.conversation import Conversation
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.prompt import Request
 from echosight.engines.runtime.extras import require_extra
-from echosight.engines.runtime.progress import LoadProgress, tell
+from echosight.engines.runtime.progress import LoadProgress, report
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EchoSightError, EngineFailure, SetupError
 from echosight.options import GenerateOptions
@@ -126,7 +126,7 @@ def chat(argument: str | None, settings: Settings) -> TransformersLLM:
 
 def build_author(source: str, max_turns: int = 10, device: str = "auto") -> Author:
     """The model at `source`. Raises `SetupError`."""
-    tell("libraries")
+    report("libraries")
     from echosight.engines.llm.transformers.checkpoint import FILES, read_checkpoint
     from echosight.engines.llm.transformers.generator import Author
     from echosight.engines.runtime.huggingface.device import choose_device
