@@ -119,6 +119,11 @@ class ScriptedSTT(ScriptedPart):
         self.streams: list[ScriptedSTTStream] = []
         self.hold: asyncio.Event | None = None
 
+    async def close(self) -> None:
+        await super().close()
+        for stream in self.streams:
+            await stream.close()
+
     @property
     def open_streams(self) -> list[ScriptedSTTStream]:
         return [stream for stream in self.streams if not stream.closed]
@@ -155,7 +160,7 @@ class ScriptedSTTStream:
 
     def _check(self, step: str) -> None:
         if self.closed:
-            raise EngineFailure("The stream is closed")
+            raise EngineFailure("The scripted stream is closed")
         self._stt.check(step)
 
 

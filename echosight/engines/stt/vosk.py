@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.worker import Worker
@@ -29,17 +30,22 @@ class VoskSTT:
         self._build = build
         self._worker = Worker("vosk")
         self._create_recognizer: Callable[[], Any] | None = None
+        self._streams: WeakSet[VoskStream] = WeakSet()
 
     async def start(self) -> None:
         self._create_recognizer = await self._worker.call(self._build)
 
     async def close(self) -> None:
+        for stream in [*self._streams]:
+            await stream.close()
         self._create_recognizer = None
         await self._worker.close()
 
     def open(self, language: str | None = None, speaker: str | None = None) -> VoskStream:
         """The language is the model's."""
-        return VoskStream(self._recognizer, self._call)
+        stream = VoskStream(self._recognizer, self._call)
+        self._streams.add(stream)
+        return stream
 
     def _recognizer(self) -> Any:
         if self._create_recognizer is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,49 +9,9 @@ import pytest
 
 from echosight.engines.stt.vosk import VoskSTT, create_stt
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
+from echosight.media import Transcript, Word
 from echosight.settings import Settings
-
-TENTH = INPUT_SAMPLE_RATE // 5
-"""Bytes of a tenth of a second."""
-
-
-class Recognizer:
-    """Recognises a word in each tenth of a second, named by its samples; a tenth of zeros ends a segment."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._tenths = 0
-        self._open: list[tuple[float, str]] = []
-
-    def AcceptWaveform(self, data: bytes) -> int:
-        assert isinstance(data, bytes)
-        self._rest += data
-        while len(self._rest) >= TENTH:
-            word, self._rest = self._rest[0], self._rest[TENTH:]
-            if word == 255:
-                raise Exception("Failed to process waveform")
-            start, self._tenths = self._tenths / 10, self._tenths + 1
-            if word == 0 and self._open:
-                return 1
-            if word:
-                self._open.append((start, f"w{word}"))
-        return 0
-
-    def PartialResult(self) -> str:
-        return json.dumps({"partial": " ".join(word for _, word in self._open)})
-
-    def Result(self) -> str:
-        found = [{"word": word, "start": start, "end": start + 0.1, "conf": 1.0} for start, word in self._open]
-        self._open = []
-        # For silence there is no list of words.
-        return json.dumps({"result": found, "text": ""} if found else {"text": ""})
-
-    FinalResult = Result
-
-
-def words(*numbers: int) -> bytes:
-    return b"".join(bytes([number]) * TENTH for number in numbers)
+from tests.engines.stt.vosk_stand_in import Recognizer, words
 
 
 @pytest.fixture

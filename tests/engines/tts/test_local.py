@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import stat
-import sys
-import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +16,7 @@ from echosight.errors import EngineFailure, SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
+from tests.engines.tts.stand_ins import System, write_piper_program
 
 TEXT = "Hello world, how are you?"
 PLAIN = GenerateOptions()
@@ -197,35 +194,9 @@ def test_missing_files_of_piper_are_a_setup_error(tmp_path: Path, monkeypatch: p
         piper.create_tts(str(model), Settings())
 
 
-PROGRAM = """#!{python}
-import sys
-arguments = sys.argv[1:]
-assert arguments[:3] == ["--model", "{model}", "--output_raw"], arguments
-options = dict(zip(arguments[3::2], arguments[4::2]))
-assert options == {{"--length_scale": "0.500", "--speaker": "1"}}, options
-text = sys.stdin.readline()
-if "break" in text:
-    sys.exit(3)
-out = sys.stdout.buffer
-try:
-    while True:
-        out.write(bytes([1, 0]) * 1000)
-        out.flush()
-        if "forever" not in text:
-            break
-except BrokenPipeError:
-    pass
-"""
-
-
 @pytest.fixture
 def piper_program(tmp_path: Path) -> piper.PiperProgram:
-    model = tmp_path / "voice.onnx"
-    model.touch()
-    (tmp_path / "voice.onnx.json").write_text('{"audio": {"sample_rate": 8000}, "speaker_id_map": {"a": 0, "b": 1}}')
-    program = tmp_path / "piper"
-    program.write_text(PROGRAM.format(python=sys.executable, model=model))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    program, model = write_piper_program(tmp_path)
     tts = piper.create_tts(str(model), Settings(piper_exe_path=str(program)))
     assert isinstance(tts, piper.PiperProgram)
     return tts
@@ -234,9 +205,11 @@ def piper_program(tmp_path: Path) -> piper.PiperProgram:
 OPTIONS = GenerateOptions(voice="b", speed=2.0)
 
 
-async def test_the_program_of_piper_speaks(piper_program: piper.PiperProgram) -> None:
+async def test_the_program_of_piper_speaks(piper_program: piper.PiperProgram, tmp_path: Path) -> None:
     chunks = await synthesize(piper_program, "two\nlines", OPTIONS)
     assert [len(chunk.pcm) for chunk in chunks] == [960, 960, 80]
+    arguments = f"--model {tmp_path / 'voice.onnx'} --output_raw --length_scale 0.500 --speaker 1"
+    assert (tmp_path / "arguments").read_text() == arguments
 
 
 async def test_the_program_of_piper_is_killed_when_the_generator_is_closed(piper_program: piper.PiperProgram) -> None:
@@ -252,42 +225,6 @@ async def test_a_missing_program_of_piper_is_an_error(piper_program: piper.Piper
         await synthesize(piper_program, "hello", OPTIONS)
     with pytest.raises(SetupError, match="PIPER_EXE_PATH"):
         piper.create_tts(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
-
-
-class System:
-    """pyttsx3's engine as far as it is used: it writes a file when it is run."""
-
-    def __init__(self) -> None:
-        self.properties: dict[str, Any] = {
-            "voice": "zoe",
-            "voices": [
-                SimpleNamespace(id="zoe", languages=["en_US"]),
-                SimpleNamespace(id="max", languages=[b"\x05de"]),
-            ],
-        }
-        self.queue: list[tuple[str, str]] = []
-        self.files: list[str] = []
-
-    def getProperty(self, name: str) -> Any:
-        return self.properties[name]
-
-    def setProperty(self, name: str, value: Any) -> None:
-        self.properties[name] = value
-
-    def save_to_file(self, text: str, filename: str) -> None:
-        self.queue.append((text, filename))
-
-    def runAndWait(self) -> None:
-        for text, filename in self.queue:
-            self.files.append(filename)
-            if text == "break":
-                continue
-            with wave.open(filename, "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(22_050)
-                file.writeframes(bytes(2000 * len(text)))
-        self.queue.clear()
 
 
 async def test_the_voices_of_the_system_speak() -> None:
