@@ -17,7 +17,7 @@ from echosight.engines.stub import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_T
 from echosight.engines.tts.espeak import EspeakTTS
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import GenerateOptions, TurnDetectionOptions
-from echosight.turns.detector import SpeechEnded, TurnDetector
+from echosight.turns.detector import TurnDetector, VadSignal
 from vad_utils import WINDOW, default_model
 
 FRAMES_A_SECOND = 50
@@ -139,5 +139,5 @@ def _moments(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list
             signals = detectors[k].push(probability)
             first[k] = (first[k] or frame) if silent and probability >= 0.5 else None
             began += [f for f in [first[k]] if f is not None and detectors[k].speaking and silent]
-            over += [frame for signal in signals if isinstance(signal, SpeechEnded)]
+            over += [frame for signal in signals if signal.kind is VadSignal.END]
     return moments

@@ -68,7 +68,7 @@ class Bench:
     async def until(self, kind: type[Kind]) -> Kind:
         """Read on until an event of this kind."""
         async with asyncio.timeout(5):
-            async for event in self.session.outbox:
+            async for event in self.session.events():
                 self.seen.append(event)
                 if isinstance(event, kind):
                     return event

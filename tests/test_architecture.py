@@ -44,8 +44,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"responses", "item_edits"},
         {"out_of_band"},
         {"generation"},
-        {"response", "user_turn", "outbox", "echo_guard"},
-        {"playback"},
+        {"response", "user_turn", "echo_guard", "snapshot"},
+        {"response_items"},
+        {"playback", "outbox", "state"},
     ),
     "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}),
     "echosight.wire.realtime": (

@@ -47,8 +47,8 @@ async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
     for message in messages:
         for said in wire.receive(message):
             await session.feed(said)
-        while session.answering or len(session.outbox):
-            event = await session.outbox.get()
+        while session.generating or len(session.outbox):
+            event = await session.next_event()
             assert event is not None
             if not isinstance(event, ev.Synced):
                 told.append(event)

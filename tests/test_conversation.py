@@ -66,23 +66,27 @@ def test_items_go_where_they_are_put() -> None:
         conversation.add(Item("user", (), "i1"))
 
 
-def test_an_edit_changes_the_signature_from_there_on() -> None:
+def versions(conversation: Conversation) -> list[tuple[str, int]]:
+    return [(item.id, item.version) for item in conversation]
+
+
+def test_an_edit_changes_the_version_of_its_item() -> None:
     conversation = talk()
-    before = conversation.signature()
+    before = versions(conversation)
     conversation.update(Item("user", (TextPart("changed"),), "i1"))
-    assert conversation.signature() == (before[0], ("i1", 1), before[2])
+    assert versions(conversation) == [before[0], ("i1", 1), before[2]]
 
 
 def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
     conversation = Conversation()
     for number in range(3):
         conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), f"i{number}"))
-    before = conversation.signature()
+    before = versions(conversation)
     for number in range(2):
-        conversation.transcribed(f"i{number}", f"said {number}")
-    conversation.transcribed("gone", "nothing happens")
+        conversation.set_transcript(f"i{number}", f"said {number}")
+    conversation.set_transcript("gone", "nothing happens")
     conversation.trim_media(keep_ms=1000, keep_image_bytes=0)
-    assert conversation.signature() == before
+    assert versions(conversation) == before
     kept = [item.audio is not None and item.audio.pcm is not None for item in conversation]
     assert kept == [False, False, True]
     assert conversation.items[0].text == "said 0"
@@ -104,7 +108,7 @@ def test_the_oldest_pictures_go_for_good() -> None:
         conversation.add(Item("user", parts, f"i{number}"))
     conversation.trim_media(keep_ms=1, keep_image_bytes=200)
     assert [len(item.images) for item in conversation] == [0, 1, 1]
-    assert conversation.signature() == (("i0", 1), ("i1", 0), ("i2", 0)), "an engine must not believe it still sees it"
+    assert versions(conversation) == [("i0", 1), ("i1", 0), ("i2", 0)], "an engine must not believe it still sees it"
     assert conversation.items[0].text == "said look"
     oldest = conversation.items[0].audio
     assert oldest is not None

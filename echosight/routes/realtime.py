@@ -60,7 +60,7 @@ class RealtimeState:
 
     def enter(self, live: ResumableSession) -> None:
         """Remember a session for those who come back, and forget those that are over."""
-        for session_id in [i for i, known in self.live.items() if known.session.outbox.closed]:
+        for session_id in [i for i, known in self.live.items() if known.session.closed]:
             del self.live[session_id]
         self.live[live.session.id] = live
 
@@ -69,14 +69,14 @@ class RealtimeState:
     ) -> tuple[ResumableSession, list[str]] | None:
         """The session and what its client missed; None where it is gone. Its old socket, if it has one, is let go."""
         live = self.live.get(session_id or "")
-        if live is None or live.owner != owner or live.session.outbox.closed:
+        if live is None or live.owner != owner or live.session.closed:
             return None
         while not live.free.is_set():  # somebody else may have come back in the meantime
             if live.serving is not None:
                 live.serving.cancel()
             await live.free.wait()
         missed = live.wire.log.since(last_event or "")
-        return None if missed is None or live.session.outbox.closed else (live, missed)
+        return None if missed is None or live.session.closed else (live, missed)
 
 
 def desk_of(connection: HTTPConnection) -> RealtimeState:

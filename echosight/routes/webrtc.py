@@ -124,7 +124,9 @@ class Call:
                 for event in await self._read(message):
                     await self._session.feed(event)
             except InputError as error:
-                self._session.refuse(ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id))
+                self._session.report_error(
+                    ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id)
+                )
 
     async def _read(self, message: str | bytes) -> list[ev.Input]:
         return await self._manager.read(len(message), lambda: list(self._wire.receive(message)))
@@ -132,7 +134,7 @@ class Call:
     async def _inform(self) -> None:
         """Everything that is told; speech goes to the loudspeaker."""
         await self._opened.wait()
-        async for event in self._session.outbox:
+        async for event in self._session.events():
             match event:
                 case ev.SpeechDelta(turn, item_id, chunk):
                     self._spoken[turn] = item_id
@@ -151,7 +153,7 @@ class Call:
 
     def _played(self, turn: str, ms: float) -> None:
         """The session need not guess how much was heard."""
-        self._session.played(self._spoken[turn], ms)
+        self._session.report_played(self._spoken[turn], ms)
 
     def _tell_of_playing(self, what: str, turn: str) -> None:
         if what != "started":

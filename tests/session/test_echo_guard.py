@@ -57,10 +57,10 @@ def test_everything_repeats_itself_and_nothing_repeats_silence(chosen: list[str]
 
 def playing(at_ms: int) -> PlaybackTracker:
     """The answer, all of it sent, `at_ms` of it played."""
-    ledger = PlaybackTracker(ANSWER, TIMES, spoken_ms=3300)
-    ledger.complete = True
-    ledger.sent_speech(3300, 0)
-    ledger.played(at_ms)
+    ledger = PlaybackTracker(ANSWER, TIMES, duration_ms=3300)
+    ledger.text_complete = True
+    ledger.mark_audio_sent(3300, 0)
+    ledger.report_played(at_ms)
     return ledger
 
 
@@ -83,17 +83,17 @@ def turn(text: str | None, ms: int = 600) -> Item:
 )
 def test_only_what_sounds_during_the_turn_is_echo(at_ms: int, said: str | None, echo: bool) -> None:
     guard = EchoGuard()
-    guard.speech_began("user", playing(at_ms), now=0)
+    guard.speech_started("user", playing(at_ms), now=0)
     assert guard.is_echo(turn(said)) is echo
 
 
 def test_a_turn_is_judged_by_what_was_played_over_it_alone() -> None:
     guard = EchoGuard()
     assert not guard.is_echo(turn("tea"))
-    guard.speech_began("earlier", playing(1800), now=0)
+    guard.speech_started("earlier", playing(1800), now=0)
     assert not guard.is_echo(turn("tea"))
-    guard.speech_began("user", playing(1800), now=0)
-    guard.speech_began("user", None, now=0)
+    guard.speech_started("user", playing(1800), now=0)
+    guard.speech_started("user", None, now=0)
     assert not guard.is_echo(turn("tea"))
 
 

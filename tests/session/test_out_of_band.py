@@ -67,7 +67,7 @@ async def test_the_conversation_is_answered_while_it_is_made() -> None:
         aside = await begun(b)
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await begun(b)
-        assert b.session.answering
+        assert b.session.generating
         let_go(b)
         assert {(await b.turn()).response_id, (await b.turn()).response_id} == {answer, aside}
 

@@ -425,8 +425,8 @@ async def test_closing_ends_everything() -> None:
         await b.until(ResponseStarted)
         await asyncio.sleep(0)
     assert engine.released == [b.session.conversation.id]
-    assert b.session.outbox.closed
-    rest = [event async for event in b.session.outbox]
+    assert b.session.closed
+    rest = [event async for event in b.session.events()]
     assert [e.outcome for e in rest if isinstance(e, ResponseEnded)] == ["cancelled"]
     assert not [e for e in rest if isinstance(e, TextDelta)]
 
@@ -495,7 +495,7 @@ async def test_whoever_plays_the_answer_says_how_much_was_heard() -> None:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         (item,) = (await b.turn()).items
         b.clock.now += 10
-        b.session.played(item.id, 110.0)
+        b.session.report_played(item.id, 110.0)
         await b.feed(loud(320))
         cut = await b.until(ItemTruncated)
         assert (cut.audio_ms, cut.text) == (110, "one two")

@@ -49,12 +49,14 @@ class Client:
             for event in self.wire.receive(message):
                 await self.bench.session.feed(event)
         except InputError as error:
-            self.bench.session.refuse(ev.ErrorRaised(error.code, error.message, error.param, self.wire.client_event_id))
+            self.bench.session.report_error(
+                ev.ErrorRaised(error.code, error.message, error.param, self.wire.client_event_id)
+            )
 
     async def receive(self) -> Json:
         while not self._unread:
             async with asyncio.timeout(5):
-                event = await self.bench.session.outbox.get()
+                event = await self.bench.session.next_event()
             assert event is not None
             self._unread += [orjson.loads(message) for message in self.wire.send(event)]
         self.seen.append(self._unread.pop(0))

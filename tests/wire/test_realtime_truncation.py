@@ -73,7 +73,7 @@ async def test_an_item_that_is_still_being_answered_is_cut_too() -> None:
         for wrong in (-1, 5 * WORD_MS + 100):
             await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=wrong)
             assert (await talk.error())["param"] == "audio_end_ms"
-        assert talk.bench.session.answering, "what cannot be done has no effect"
+        assert talk.bench.session.generating, "what cannot be done has no effect"
         await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=300)
         response = await talk.done()
         assert response["status_details"]["reason"] == "client_cancelled"
