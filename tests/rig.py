@@ -19,7 +19,7 @@ from echosight.turns.vad import VadStream
 WINDOW_MS = 32
 
 
-class LoudnessVoice(VadStream):
+class LoudnessVad(VadStream):
     """Loud is speech: windows with any sample but zero have probability 1."""
 
     def __init__(self) -> None: ...
@@ -91,15 +91,15 @@ async def bench(engine: FakeEngine | None = None, **options: Any) -> AsyncGenera
     engine = engine or FakeEngine()
     clock = Clock()
     chosen = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
-    session = Session("s", EngineHost(engine), LoudnessVoice(), chosen, clock=clock)
+    session = Session("s", EngineHost(engine), LoudnessVad(), chosen, clock=clock)
     try:
         yield Bench(session, engine, clock)
     finally:
         await session.close()
 
 
-def pieces_of(audio: Audio, ms: int) -> Iterator[Audio]:
-    """The same sound in pieces of `ms`."""
+def chunks_of(audio: Audio, ms: int) -> Iterator[Audio]:
+    """The same audio in chunks of `ms`."""
     size = 2 * INPUT_SAMPLE_RATE * ms // 1000
     for at in range(0, len(audio.chunk.pcm), size):
         yield Audio(AudioChunk(audio.chunk.pcm[at : at + size]))

@@ -43,7 +43,7 @@ items = st.lists(
 
 
 @given(items, st.text(), st.none() | st.text())
-def test_json_and_back_is_the_same(contents: list[Item], instructions: str, language: str | None) -> None:
+def test_to_json_and_from_json_are_inverse(contents: list[Item], instructions: str, language: str | None) -> None:
     conversation = Conversation("c", instructions, language, ({"name": "f"},), contents)
     assert Conversation.from_json(json.loads(json.dumps(conversation.to_json()))) == conversation
 
@@ -77,7 +77,7 @@ def test_an_edit_changes_the_version_of_its_item() -> None:
     assert versions(conversation) == [before[0], ("i1", 1), before[2]]
 
 
-def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
+def test_a_transcript_or_dropped_bytes_are_no_edit() -> None:
     conversation = Conversation()
     for number in range(3):
         conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), f"i{number}"))
@@ -92,7 +92,7 @@ def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
     assert conversation.items[0].text == "said 0"
 
 
-def test_speech_without_a_transcript_is_never_let_go() -> None:
+def test_speech_without_a_transcript_is_never_dropped() -> None:
     conversation = Conversation()
     conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), "i"))
     conversation.trim_media(keep_ms=0, keep_image_bytes=0)
@@ -100,7 +100,7 @@ def test_speech_without_a_transcript_is_never_let_go() -> None:
     assert conversation.items[0].audio.pcm is not None
 
 
-def test_the_oldest_pictures_go_for_good() -> None:
+def test_the_oldest_images_are_removed() -> None:
     conversation = Conversation()
     frame = ImageFrame(b"x" * 100, "image/jpeg", 1, 1)
     for number in range(3):
@@ -115,7 +115,7 @@ def test_the_oldest_pictures_go_for_good() -> None:
     assert oldest.pcm is None
 
 
-def test_pictures_know_when_they_were_shown() -> None:
+def test_images_know_when_they_were_shown() -> None:
     turn = UserTurn()
     frame = ImageFrame(b"", "image/png", 1, 1)
     turn.add(AudioPart(b"\0" * 3200))

@@ -28,7 +28,7 @@ def test_a_word_counts_once_it_has_begun(ms: float, text: str) -> None:
     assert ledger().text_until(ms) == text
 
 
-def test_text_that_runs_ahead_of_speech_was_not_heard() -> None:
+def test_text_that_runs_ahead_of_speech_was_not_played() -> None:
     made = PlaybackTracker()
     made.add_text("One two. And more to come.")
     made.add_audio(500, [Word(0, 3), Word(200, 8)])
@@ -38,7 +38,7 @@ def test_text_that_runs_ahead_of_speech_was_not_heard() -> None:
 @pytest.mark.parametrize(
     ("made_hz", "sent_hz"), [(22_050, 24_000), (22_050, 48_000), (22_050, 8_000), (24_000, 48_000)]
 )
-def test_speech_that_was_resampled_is_over_when_it_is_over(made_hz: int, sent_hz: int) -> None:
+def test_resampled_speech_is_played_out_at_its_end(made_hz: int, sent_hz: int) -> None:
     """Rates do not divide into each other, so what is sent may be a little shorter than what was made."""
     for samples in range(made_hz, made_hz + 50):
         made = PlaybackTracker()
@@ -57,7 +57,7 @@ def test_without_word_times_the_text_is_cut_in_proportion_to_whole_words() -> No
     assert made.text_until(0) == ""
 
 
-def test_heard_is_limited_by_what_was_sent_and_by_the_time_since() -> None:
+def test_what_was_played_is_limited_by_what_was_sent_and_by_time() -> None:
     made = ledger()
     assert made.played_ms(now=10) == 0
     made.mark_audio_sent(400, now=10)
@@ -68,7 +68,7 @@ def test_heard_is_limited_by_what_was_sent_and_by_the_time_since() -> None:
     assert not made.is_playing(now=11.5)
 
 
-def test_what_the_client_acknowledges_counts_more_than_the_clock() -> None:
+def test_the_clients_report_counts_more_than_the_clock() -> None:
     made = ledger()
     made.mark_audio_sent(1000, now=0)
     made.report_played(320)
@@ -78,7 +78,7 @@ def test_what_the_client_acknowledges_counts_more_than_the_clock() -> None:
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=30).map(sorted), st.integers(0, 6000))
-def test_no_word_is_left_that_had_not_begun(starts: list[int], ms: int) -> None:
+def test_truncation_keeps_only_words_that_have_begun(starts: list[int], ms: int) -> None:
     words = [Word(start, 2 * at + 2) for at, start in enumerate(starts)]
     made = PlaybackTracker("a " * len(starts), words, 6000)
     kept = len(made.text_until(ms)) // 2
@@ -91,7 +91,7 @@ def test_an_old_item_can_still_be_cut() -> None:
     assert PlaybackTracker.of_part(part).truncated_at(350).transcript == "One two,"
 
 
-def test_nothing_of_an_answer_is_played_before_its_first_piece_is_sent() -> None:
+def test_nothing_is_played_before_the_first_chunk_is_sent() -> None:
     made = PlaybackTracker()
     made.add_audio(1200, ())
     assert made.buffered_ms(now=50.0) == 1200

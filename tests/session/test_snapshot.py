@@ -33,7 +33,7 @@ from echosight.server.engine_host import EngineHost
 from echosight.session.playback import PlaybackState
 from echosight.session.session import Session
 from echosight.session.snapshot import SessionSnapshot
-from tests.rig import Bench, Clock, LoudnessVoice, bench, loud, quiet
+from tests.rig import Bench, Clock, LoudnessVad, bench, loud, quiet
 
 TEXT = st.text(max_size=20)
 MS = st.integers(0, 10_000)
@@ -79,12 +79,12 @@ SNAPSHOTS = st.builds(
 
 
 @given(SNAPSHOTS)
-def test_it_goes_to_json_and_back(snapshot: SessionSnapshot) -> None:
+def test_a_snapshot_goes_to_json_and_back(snapshot: SessionSnapshot) -> None:
     assert SessionSnapshot.from_json(json.loads(json.dumps(snapshot.to_json()))) == snapshot
 
 
 @pytest.mark.parametrize("broken", [{}, {"options": {}}, None, 7, []])
-def test_what_is_no_snapshot_is_refused(broken: Any) -> None:
+def test_other_json_is_refused(broken: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         SessionSnapshot.from_json(broken)
 
@@ -93,7 +93,7 @@ def build_again(old: Bench, engine: FakeEngine) -> Bench:
     snapshot = SessionSnapshot.from_json(json.loads(json.dumps(old.session.snapshot().to_json())))
     clock = Clock()
     clock.now = old.clock.now
-    session = Session("s", EngineHost(engine), LoudnessVoice(), snapshot=snapshot, clock=clock)
+    session = Session("s", EngineHost(engine), LoudnessVad(), snapshot=snapshot, clock=clock)
     return Bench(session, engine, clock)
 
 
@@ -112,7 +112,7 @@ def visible(bench: Bench) -> list[Any]:
     return [shown(event) for event in bench.seen]
 
 
-async def test_it_behaves_as_the_old_one() -> None:
+async def test_a_session_built_from_it_behaves_as_the_old_one() -> None:
     scripts = [words("one two three four five six"), words("seven eight")]
     async with bench(FakeEngine(scripts)) as old:
         changes = UpdateOptions({"instructions": "Be kind.", "language": "de", "response": {"voice": "one"}})
@@ -137,7 +137,7 @@ async def test_it_behaves_as_the_old_one() -> None:
         await new.session.close()
 
 
-async def test_what_was_played_by_then_counts() -> None:
+async def test_what_was_played_before_the_snapshot_counts() -> None:
     async with bench(FakeEngine([words("one two three four five six")])) as old:
         await old.feed(Text("hi"), CommitInput(), CreateResponse())
         await old.turn()

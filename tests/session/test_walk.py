@@ -22,7 +22,7 @@ from echosight.options import GenerateOptions, SessionOptions, TurnDetectionOpti
 from echosight.server.engine_host import EngineHost
 from echosight.session.session import Session
 from echosight.session.snapshot import SessionSnapshot
-from tests.rig import Clock, LoudnessVoice, loud, quiet
+from tests.rig import Clock, LoudnessVad, loud, quiet
 
 
 class Defect(RuntimeError):
@@ -135,7 +135,7 @@ class SessionWalk(RuleBasedStateMachine):
     async def _open(self, options: SessionOptions) -> None:
         self.engine, self.clock = WalkEngine(), Clock()
         self.session = Session(
-            "s", EngineHost(self.engine), LoudnessVoice(), options, observers=[self._observe], clock=self.clock
+            "s", EngineHost(self.engine), LoudnessVad(), options, observers=[self._observe], clock=self.clock
         )
 
     def _observe(self, event: ev.Input | ev.Output) -> None:

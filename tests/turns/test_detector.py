@@ -56,7 +56,7 @@ def test_a_turn_ends_in_the_window_that_completes_the_silence() -> None:
 
 
 @pytest.mark.parametrize(("min_speech_ms", "windows"), [(0, 1), (32, 1), (33, 2), (64, 2), (96, 3), (250, 8)])
-def test_a_sound_shorter_than_speech_is_no_turn(min_speech_ms: int, windows: int) -> None:
+def test_a_sound_shorter_than_min_speech_is_no_turn(min_speech_ms: int, windows: int) -> None:
     options = TurnDetectionOptions(min_speech_ms=min_speech_ms)
     assert detect(([SPEECH] * (windows - 1) + [SILENCE]) * 5, options) == []
     assert detect([SPEECH] * windows, options) == [TurnSignal(VadSignal.START, 0)]
@@ -85,7 +85,7 @@ def test_the_padding_never_reaches_into_the_last_turn() -> None:
     ]
 
 
-def test_speech_without_end_is_cut_without_loss() -> None:
+def test_endless_speech_is_cut_without_loss() -> None:
     signals = detect([SPEECH] * 100, TurnDetectionOptions(max_turn_ms=960))
     assert signals == [
         TurnSignal(VadSignal.START, 0),
@@ -107,7 +107,7 @@ def test_options_may_change_within_a_turn() -> None:
     assert detector.push(SILENCE) == (TurnSignal(VadSignal.END, at(3)),)
 
 
-def test_reset_forgets_the_turn_and_what_was_before() -> None:
+def test_reset_drops_the_turn_and_its_pre_roll() -> None:
     detector = TurnDetector(TurnDetectionOptions())
     for _ in range(5):
         detector.push(SPEECH)
@@ -261,7 +261,7 @@ async def test_windows_of_one_stream_keep_their_order() -> None:
     assert found[2] == pytest.approx(alone(other[:1])[0], abs=2e-6)
 
 
-async def test_a_caller_that_gives_up_leaves_the_stream_whole() -> None:
+async def test_a_cancelled_caller_leaves_the_stream_whole() -> None:
     activity = BatchedVad()
     (windows,) = noise(1, 3)
     stream = activity.stream()
