@@ -47,12 +47,14 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"response", "user_turn", "outbox", "echo_guard"},
         {"playback"},
     ),
-    "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}),
+    "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}, {"fields"}),
     "echosight.wire.realtime": (
         {"wire"},
-        {"session_object", "responses", "server_events"},
-        {"items", "dialects"},
-        {"schema", "fields", "replay"},
+        {"negotiation", "responses", "server_events"},
+        {"session_object"},
+        {"items"},
+        {"dialects", "schema"},
+        {"fields", "replay"},
     ),
     "echosight.engines": (
         {"registry"},

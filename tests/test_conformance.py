@@ -71,7 +71,7 @@ def recording(flite: Flite) -> bytes:
 async def test_the_same_recording_gives_the_same_events(recording: bytes) -> None:
     options = SessionOptions()
     realtime = await log_of(RealtimeWire(SessionTemplate(voices=("one",)), options), over_realtime(recording))
-    echosight = await log_of(EchoSightWire("me", options), over_the_echosight_socket(recording))
+    echosight = await log_of(EchoSightWire("me"), over_the_echosight_socket(recording))
     assert sum("SpeechStarted(" in event for event in realtime) == 2
     assert sum("outcome='completed'" in event for event in realtime) == 2
     assert realtime == echosight

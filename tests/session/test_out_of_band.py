@@ -166,7 +166,7 @@ async def test_speech_that_is_given_with_the_request_is_understood(conversation:
 
 async def test_an_answer_has_the_rate_that_was_asked_for() -> None:
     async with bench() as b:
-        await b.feed(CreateResponse(GenerateOptions(output_sample_rate=8_000)))
+        await b.feed(CreateResponse({"output_sample_rate": 8_000}))
         await b.turn()
         assert {event.chunk.rate for event in b.of(SpeechDelta)} == {8_000}
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ import orjson
 from echosight import events as ev
 from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
-from echosight.options import changes_between
+from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.rig import Bench, bench
 
@@ -40,8 +41,8 @@ class Client:
     def engine(self) -> FakeEngine:
         return self.bench.engine
 
-    async def send(self, type_: str, **fields: Any) -> None:
-        await self.send_raw(orjson.dumps({"type": type_, **fields}).decode())
+    async def send(self, type_: str, **body: Any) -> None:
+        await self.send_raw(orjson.dumps({"type": type_, **body}).decode())
 
     async def send_raw(self, message: str | bytes) -> None:
         """As `echosight.server.transport` does it."""
@@ -114,16 +115,18 @@ async def client(
     engine: FakeEngine | None = None,
     *,
     beta: bool = False,
-    transcribes: bool = False,
+    transcription_only: bool = False,
     **options: Any,
 ) -> AsyncGenerator[Client]:
     """A client whose ``session.created`` was read."""
-    terms = SessionTemplate(model="gpt-realtime", voices=("one", "two"), expires_at=1, transcribes=transcribes)
-    async with bench(engine, **options) as made:
-        wire = RealtimeWire(terms, made.session.options, beta=beta)
+    template = SessionTemplate(
+        model="gpt-realtime", voices=("one", "two"), expires_at=1, transcription_only=transcription_only
+    )
+    defaults = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
+    wire = RealtimeWire(template, defaults, beta=beta)
+    opening = wire.opening_options()
+    async with bench(engine, **{field.name: getattr(opening, field.name) for field in fields(opening)}) as made:
         wire.conversation = made.session.conversation
-        if transcribes:
-            await made.session.feed(ev.UpdateOptions(changes_between(made.session.options, wire.options)))
         talker = Client(made, wire)
         await talker.until("session.created")
         yield talker

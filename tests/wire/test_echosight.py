@@ -16,7 +16,7 @@ from echosight.conversation import AudioPart, Item
 from echosight.errors import InputError, WireError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions, SessionOptions, apply_changes
-from echosight.wire.echosight import EchoSightWire, Records, acknowledgement
+from echosight.wire.echosight import EchoSightWire, RecordWriter, acknowledgement
 from echosight.wire.echosight_messages import Limits, read_content, read_options
 
 SPEECH = AudioChunk(b"\1\2" * 240, 24_000)
@@ -38,7 +38,7 @@ json_values = st.recursive(
 
 
 def wire() -> EchoSightWire:
-    return EchoSightWire("me", SessionOptions())
+    return EchoSightWire("me")
 
 
 def told(w: EchoSightWire, event: ev.Output) -> list[Any]:
@@ -104,9 +104,9 @@ def test_typed_text_is_a_whole_turn_and_text_beside_speech_is_not() -> None:
     text = {"type": "text", "text": "hi"}
     pcm = base64.b64encode(b"\0\0" * 160).decode()
     sound = {"type": "input_audio", "input_audio": {"data": pcm, "format": "pcm16", "sample_rate": 8000}}
-    kinds = [type(e) for e in read_content({"messages": [{"role": "user", "content": [text]}]}).live()]
+    kinds = [type(e) for e in read_content({"messages": [{"role": "user", "content": [text]}]}).to_events()]
     assert kinds == [ev.Text, ev.CommitInput, ev.CreateResponse]
-    live = list(read_content({"messages": [{"role": "user", "content": [sound, text]}]}).live())
+    live = list(read_content({"messages": [{"role": "user", "content": [sound, text]}]}).to_events())
     assert live == [ev.Text("hi"), ev.Audio(AudioChunk(b"\0\0" * 160, 8000))]
 
 
@@ -115,7 +115,7 @@ def test_one_shot_sound_of_mixed_rates_becomes_one_item() -> None:
         data = base64.b64encode(bytes(2 * rate)).decode()
         return {"type": "input_audio", "input_audio": {"data": data, "format": "pcm16", "sample_rate": rate}}
 
-    item = read_content({"messages": [{"role": "user", "content": [piece(8000), piece(48_000)]}]}).item()
+    item = read_content({"messages": [{"role": "user", "content": [piece(8000), piece(48_000)]}]}).to_item()
     assert item is not None
     assert item.audio is not None
     assert item.audio.duration_ms == 2000
@@ -151,20 +151,20 @@ def test_the_voice_of_init_options() -> None:
 
 
 def test_an_answer_as_records() -> None:
-    records = Records("me")
+    records = RecordWriter("me")
     item = Item("user", (AudioPart(b"\1\1" * 16, duration_ms=1),))
-    first = records.of(ev.ResponseStarted("t", GenerateOptions(), item))
+    first = records.write(ev.ResponseStarted("t", GenerateOptions(), item))
     assert first is not None
     assert first["response_id"] == 1
     assert decode_audio(base64.b64decode(first["choices"][0]["audio"])).pcm == b"\1\1" * 16
-    text = records.of(ev.TextDelta("t", "i", "hello"))
-    speech = records.of(ev.SpeechDelta("t", "i", SPEECH))
+    text = records.write(ev.TextDelta("t", "i", "hello"))
+    speech = records.write(ev.SpeechDelta("t", "i", SPEECH))
     assert text is not None
     assert speech is not None
     assert text["choices"][0] == {"role": "assistant", "audio": None, "text": "hello", "finish_reason": "processing"}
     wav = base64.b64decode(speech["choices"][0]["audio"])
     assert (len(wav), decode_audio(wav)) == (44 + 480, SPEECH)
-    end = records.of(ev.ResponseEnded("t", "completed"))
+    end = records.write(ev.ResponseEnded("t", "completed"))
     assert end is not None
     assert (end["response_id"], end["choices"][0]["text"]) == (4, "\n<end>")
 
@@ -173,13 +173,13 @@ def test_an_answer_as_records() -> None:
     ("outcome", "reason"), [("completed", "stop"), ("cancelled", "interrupted"), ("incomplete", "length")]
 )
 def test_how_an_answer_can_end(outcome: ev.Outcome, reason: str) -> None:
-    record = Records("me").of(ev.ResponseEnded("t", outcome))
+    record = RecordWriter("me").write(ev.ResponseEnded("t", outcome))
     assert record is not None
     assert record["choices"][0]["finish_reason"] == reason
 
 
 def test_a_failed_answer_ends_in_an_error() -> None:
-    record = Records("me").of(ev.ResponseEnded("t", "failed", "engine_failed", error="it broke"))
+    record = RecordWriter("me").write(ev.ResponseEnded("t", "failed", "engine_failed", error="it broke"))
     assert record == {"id": "me", "error": {"code": "engine_failed", "message": "it broke"}}
 
 

@@ -28,7 +28,7 @@ SPOKEN = Item("user", (AudioPart(b"\x01\x00" * 160, duration_ms=10),), id="item_
 
 
 def subscribed(**chosen: Any) -> EchoSightWire:
-    wire = EchoSightWire("me", SessionOptions())
+    wire = EchoSightWire("me")
     take(wire, {"type": "subscribe", "events": True, **chosen})
     return wire
 
@@ -66,11 +66,9 @@ def test_a_known_message_that_lacks_something_is_not_called_unknown(message: dic
 
 
 def test_recording_is_the_clients_choice() -> None:
-    wire = subscribed(record=False)
-    (configure, _) = take(wire, {"type": "configure", "language": "en"})
-    assert isinstance(configure, UpdateOptions)
-    assert configure.changes == {"language": "en"}
-    assert not wire._options.record
+    wire = subscribed()
+    assert take(wire, {"type": "configure", "record": False}) == [UpdateOptions({"record": False}), Sync("done")]
+    assert take(wire, {"type": "configure", "language": "en"}) == [UpdateOptions({"language": "en"}), Sync("done")]
     assert SessionOptions().record
 
 
@@ -87,7 +85,7 @@ def test_recording_is_the_clients_choice() -> None:
 )
 def test_notes(event: Output, note: dict[str, Any]) -> None:
     assert told(subscribed(), event)[-1] == note
-    assert note not in told(EchoSightWire("me", SessionOptions()), event)
+    assert note not in told(EchoSightWire("me"), event)
 
 
 def test_records_say_which_item_they_belong_to() -> None:

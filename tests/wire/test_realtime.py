@@ -385,7 +385,7 @@ async def test_speech_that_cannot_be_transcribed() -> None:
 
 
 async def test_a_session_that_only_transcribes() -> None:
-    async with client(transcribes=True) as talk:
+    async with client(transcription_only=True) as talk:
         assert talk.seen[0]["session"]["type"] == "transcription"
         assert "output" not in talk.seen[0]["session"]["audio"]
         await talk.speak()

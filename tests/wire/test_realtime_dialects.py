@@ -142,7 +142,7 @@ async def test_beta_errors_name_beta_fields() -> None:
 
 
 async def test_beta_sessions_that_only_transcribe_have_names_of_their_own() -> None:
-    async with client(beta=True, transcribes=True) as talk:
+    async with client(beta=True, transcription_only=True) as talk:
         await talk.send("transcription_session.update", session={"input_audio_transcription": {"language": "de"}})
         updated = await talk.until("transcription_session.updated")
         assert updated["session"]["input_audio_transcription"] == {"language": "de"}

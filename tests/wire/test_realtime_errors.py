@@ -134,13 +134,13 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
 @pytest.mark.parametrize(("event", "code", "param"), WRONG, ids=lambda value: str(value)[:60])
 async def test_what_is_wrong_is_named(event: dict[str, Any], code: str, param: str | None) -> None:
     async with client() as talk:
-        before = talk.wire.session
+        before = talk.wire.session_json(talk.bench.session.options)
         await talk.send_raw(orjson.dumps({**event, "event_id": "mine"}).decode())
         error = await talk.error()
         assert (error["code"], error["param"]) == (code, param), error["message"]
         assert error["type"] == "invalid_request_error"
         assert error["event_id"] == "mine"
-        assert talk.wire.session == before
+        assert talk.wire.session_json(talk.bench.session.options) == before
         assert talk.bench.session.conversation.items == []
         await talk.write("still here")
 
@@ -214,7 +214,7 @@ async def test_an_event_id_that_is_none(event_id: Any, code: str) -> None:
 
 async def test_null_leaves_what_cannot_be_nothing() -> None:
     async with client() as talk:
-        before = talk.wire.session
+        before = talk.wire.session_json(talk.bench.session.options)
         heard = {"format": None}
         audio = {"input": heard, "output": {"voice": None, "speed": None, "format": None}}
         assert await talk.update(output_modalities=None, model=None, audio=audio) == before
@@ -255,9 +255,9 @@ updates = sessions.map(lambda session: {"type": "session.update", "session": ses
 )
 def test_anything_is_inputs_or_a_wire_error(message: str | bytes) -> None:
     wire = RealtimeWire(SessionTemplate(), SessionOptions())
-    before = wire.session
+    before = wire.session_json(SessionOptions())
     try:
         list(wire.receive(message))
     except WireError as error:
         assert error.message
-        assert wire.session == before
+        assert wire.session_json(SessionOptions()) == before
