@@ -167,7 +167,7 @@ def test_no_folder_is_crowded() -> None:
 def test_the_web_framework_is_known_to_few(file: Path) -> None:
     module = module_of(file)
     if module in ("model_server", "echosight.app", "echosight.server.transport") or module.startswith(
-        ("echosight.routes", "echosight.wire.openai")
+        "echosight.routes"
     ):
         return
     assert not {name.partition(".")[0] for name in imports_of(file)} & {"fastapi", "starlette", "sse_starlette"}
