@@ -44,7 +44,9 @@ async def test_a_configure_keeps_what_init_options_chose(fields: Json) -> None:
 
 async def test_init_options_leaves_alone_what_it_does_not_name() -> None:
     async with bench(instructions="As the server says.", turn_detection=None) as b:
-        await b.feed(UpdateOptions(option_changes(CustomOptions(use_audio_prompt=0, vad_threshold=0.8), b.session.options)))
+        await b.feed(
+            UpdateOptions(option_changes(CustomOptions(use_audio_prompt=0, vad_threshold=0.8), b.session.options))
+        )
         assert b.session.options.turn_detection is None, "a threshold does not switch detection on"
         assert b.session.options.instructions == "As the server says."
 
