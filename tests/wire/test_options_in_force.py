@@ -42,6 +42,14 @@ async def test_a_configure_keeps_what_init_options_chose(fields: Json) -> None:
         assert options.turn_detection.threshold == 0.8
 
 
+async def test_a_client_that_is_not_recorded_stays_so_when_it_changes_something_else() -> None:
+    async with bench() as b:
+        wire = EchoSightWire("me")
+        await configure(b, wire, record=False)
+        await configure(b, wire, language="en")
+        assert not b.session.options.record
+
+
 async def test_init_options_leaves_alone_what_it_does_not_name() -> None:
     async with bench(instructions="As the server says.", turn_detection=None) as b:
         await b.feed(
