@@ -68,23 +68,24 @@ def detection_changes(
     for field, value in data.items():
         if field in ranges:
             option, low, high = ranges[field]
-            changes[option] = _require_number(value, low, high, f"{param}.{field}")
+            number = _require_number(value, low, high, f"{param}.{field}")
+            changes[option] = round(number) if option.endswith("_ms") else number
         elif bridge and field == "aggressiveness":
             changes["threshold"] = AGGRESSIVENESS[round(_require_number(value, 0, 3, f"{param}.{field}"))]
-        elif field == "idle_timeout_ms":
-            changes[field] = None if value is None else _require_number(value, 100, 3_600_000, f"{param}.{field}")
-        elif field in _SWITCHES:
-            if not isinstance(value, bool):
-                raise WireError(f"{param}.{field} must be true or false", code="invalid_type", param=f"{param}.{field}")
-            changes[field] = value
         elif field not in ("type", "eagerness"):
-            raise WireError(
-                f"Unknown parameter: '{param}.{field}'.", code="unknown_parameter", param=f"{param}.{field}"
-            )
-    for option, value in changes.items():
-        if option.endswith("_ms") and value is not None:
-            changes[option] = round(value)
+            changes[field] = _read_other(field, value, f"{param}.{field}")
     return cast(TurnDetectionChanges, changes)
+
+
+def _read_other(field: str, value: Any, param: str) -> int | bool | None:
+    """A field that has the name of its option."""
+    if field == "idle_timeout_ms":
+        return None if value is None else round(_require_number(value, 100, 3_600_000, param))
+    if field not in _SWITCHES:
+        raise WireError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
+    if not isinstance(value, bool):
+        raise WireError(f"{param} must be true or false", code="invalid_type", param=param)
+    return value
 
 
 def default_changes(names: Iterable[str], defaults: TurnDetectionOptions) -> TurnDetectionChanges:

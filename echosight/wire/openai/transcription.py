@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from echosight.errors import InputError
 from echosight.media import Transcript
+from echosight.wire.fields import write_json
 
 Json = dict[str, Any]
 
@@ -21,13 +20,13 @@ def format_transcript(transcript: Transcript, seconds: float, response_format: s
     usage = _usage(seconds)
     match response_format:
         case "json":
-            return "application/json", orjson.dumps({"text": text, "usage": usage})
+            return "application/json", write_json({"text": text, "usage": usage}).encode()
         case "text":
             return "text/plain", f"{text}\n".encode()
         case "verbose_json":
             common = {"task": "transcribe", "language": transcript.language or "", "duration": seconds, "usage": usage}
             parts = {"words": words(transcript, seconds), "segments": segments(transcript, seconds)}
-            return "application/json", orjson.dumps({**common, "text": text, **parts})
+            return "application/json", write_json({**common, "text": text, **parts}).encode()
         case "srt":
             cues = (_subtitle_cue(segment, ",") for segment in segments(transcript, seconds))
             return "text/plain", "\n".join(f"{number}\n{cue}" for number, cue in enumerate(cues, 1)).encode()
@@ -45,7 +44,7 @@ def sse_events(transcript: Transcript, seconds: float) -> bytes:
         {"type": "transcript.text.delta", "delta": transcript.text},
         {"type": "transcript.text.done", "text": transcript.text, "usage": _usage(seconds)},
     )
-    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+    return "".join(f"data: {write_json(event)}\n\n" for event in events).encode() + b"data: [DONE]\n\n"
 
 
 def words(transcript: Transcript, seconds: float) -> list[Json]:

@@ -118,10 +118,10 @@ class Negotiation:
         bridge_input = {"turn_detection": None, "transcription": {"model": "default"}}
         fields = {**self.fields, "audio": {**audio, "input": {**audio["input"], **bridge_input}}}
         changes: SessionChanges = {"turn_detection": None, "language": self._defaults.language}
-        has_instructions = self._defaults.instructions
+        instructions = self._defaults.instructions
         for initial in self.initial_changes:
-            has_instructions = initial.get("instructions", has_instructions)
-        if not has_instructions:
+            instructions = initial.get("instructions", instructions)
+        if not instructions:
             changes["instructions"] = self.template.bridge_instructions
         return fields, changes
 
