@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from echosight.conversation import Item
 from echosight.media import AudioChunk, ImageFrame, Transcript, Word
-from echosight.options import GenerateOptions, SessionChanges, SessionOptions
+from echosight.options import GenerateChanges, GenerateOptions, SessionChanges, SessionOptions
 
 # --- inputs ---------------------------------------------------------------------------------------
 
@@ -55,10 +55,11 @@ class ClearInput:
 class CreateResponse:
     """Respond now. `interrupt`: cancel a response in progress first, instead of refusing.
 
-    `conversation` False: a response out of band, whose items are not kept. `input` replaces the history for it.
+    `changes` are made to the session's response options for this response only. `conversation` False: a response out
+    of band, whose items are not kept. `input` replaces the history for it.
     """
 
-    options: GenerateOptions | None = None
+    changes: GenerateChanges | None = None
     interrupt: bool = False
     conversation: bool = True
     input: tuple[Item, ...] | None = None

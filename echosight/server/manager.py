@@ -16,7 +16,7 @@ from echosight.engines import Engine
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EchoSightError, EngineFull, InputError, SetupError
 from echosight.media import AudioChunk
-from echosight.options import SessionOptions, changes_between
+from echosight.options import SessionOptions
 from echosight.server.engine_host import EngineHost
 from echosight.server.metrics import Metrics
 from echosight.server.recording import Recorder
@@ -24,7 +24,7 @@ from echosight.session.outbox import Observer
 from echosight.session.session import Session
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
-from echosight.wire.echosight_messages import CustomOptions, apply_options
+from echosight.wire.echosight_messages import CustomOptions, option_changes
 
 log = logging.getLogger(__name__)
 
@@ -281,8 +281,7 @@ class StreamManager:
                 await session.stop()
                 session.outbox.skip_to_latest_response()
                 await session.feed(ev.AddItem(item))
-                options = replace(session.options.response, max_playout_lead_ms=None)
-                await session.feed(ev.CreateResponse(options, interrupt=True))
+                await session.feed(ev.CreateResponse({"max_playout_lead_ms": None}, interrupt=True))
             while not self._leaving and (event := await session.next_event()) is not None:
                 ended = isinstance(event, ev.ResponseEnded)
                 yield event
@@ -313,7 +312,7 @@ class StreamManager:
     async def update_customized_options(self, key: str, chosen: CustomOptions) -> None:
         """The caller's choices, for its own session."""
         session = await self.open(key)
-        await session.feed(ev.UpdateOptions(changes_between(session.options, apply_options(session.options, chosen))))
+        await session.feed(ev.UpdateOptions(option_changes(chosen, session.options)))
 
     async def sys_prompt_init(self, key: str) -> None:
         """Begin the caller's conversation anew, under the instructions it chose."""

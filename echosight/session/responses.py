@@ -100,7 +100,7 @@ class ResponseController:
         if not request.conversation or request.input is not None:
             items = list(conversation.items if request.input is None else request.input)
             conversation = replace(conversation, id=new_id("conv"), items=items, pending_turn=None)
-        options = request.options or self.options.response
+        options = replace(self.options.response, **(request.changes or {}))
         if options.language is None:
             options = replace(options, language=self.options.language)
         response.start(

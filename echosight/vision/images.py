@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import warnings
-from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
@@ -48,19 +45,6 @@ def _decode(image: Image.Image) -> None:
         image.load()
     except Exception as error:
         raise _invalid("Broken or truncated picture") from error
-
-
-def read_data_uri(uri: str) -> bytes:
-    """The bytes of a ``data:`` URI, base64 or percent-encoded. Raises `InputError` for others: nothing is fetched."""
-    head, comma, body = uri.partition(",")
-    if not comma or head[:5].lower() != "data:":
-        raise _invalid("Pictures come as data URIs; addresses are not fetched")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode("".join(unquote_to_bytes(body).decode("ascii").split()), validate=True)
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise _invalid("Data URI is not base64") from error
 
 
 def _invalid(message: str) -> InputError:

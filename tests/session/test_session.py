@@ -42,7 +42,7 @@ from echosight.events import (
 )
 from echosight.media import ImageFrame, Transcript
 from echosight.options import TurnDetectionOptions
-from tests.rig import bench, loud, chunks_of, quiet
+from tests.rig import bench, chunks_of, loud, quiet
 
 LONG = "one two three four five six seven eight nine ten"
 FRAME = ImageFrame(b"picture", "image/jpeg", 4, 4)

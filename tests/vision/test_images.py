@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from echosight.errors import InputError
-from echosight.vision.images import read_data_uri, read_image
+from echosight.vision.images import read_image
 
 
 def picture(kind: str, width: int = 64, height: int = 48, mode: str = "RGB") -> bytes:
@@ -81,21 +80,3 @@ def test_any_bytes_give_a_picture_or_a_reason(noise: bytes, kind: str, at: int) 
             assert read_image(data).data == data
         except InputError as refused:
             assert refused.code == "invalid_image"
-
-
-def test_data_uris() -> None:
-    data = picture("PNG")
-    text = base64.b64encode(data).decode()
-    assert read_data_uri("data:image/png;base64," + text) == data
-    assert read_data_uri("DATA:;BASE64," + text.replace("+", "%2B")) == data
-    assert read_data_uri("data:image/png;base64,\n" + text[:40] + "\n" + text[40:]) == data
-    assert read_data_uri("data:text/plain,a%20b") == b"a b"
-
-
-@pytest.mark.parametrize(
-    "uri", ["", "data:", "file:///etc/passwd", "image.png", "data:;base64,@@@@", "data:;base64,abc"]
-)
-def test_nothing_else_is_read(uri: str) -> None:
-    with pytest.raises(InputError) as refused:
-        read_data_uri(uri)
-    assert refused.value.code == "invalid_image"
