@@ -1,11 +1,13 @@
-"""What a microphone, a camera and a loudspeaker deal in: the plain values that every floor shares."""
+"""The values that all modules share: audio, images, timed words, transcripts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+__all__ = ["INPUT_SAMPLE_RATE", "AudioChunk", "ImageFrame", "Transcript", "Word", "pcm_ms"]
+
 INPUT_SAMPLE_RATE = 16_000
-"""Rate at which sessions hear: Silero's, and that of every speech model served here."""
+"""Hz of the audio that sessions process: Silero and all speech models here expect it."""
 
 
 def pcm_ms(size: int, rate: int = INPUT_SAMPLE_RATE) -> int:
@@ -31,7 +33,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class ImageFrame:
-    """One still picture as it came, encoded (JPEG, PNG or WebP), already checked to be decodable.
+    """An encoded image (JPEG, PNG or WebP), unchanged since it arrived and checked to be decodable.
 
     `width` and `height` are in pixels; `media_type` is e.g. ``image/jpeg``.
     """
@@ -44,10 +46,10 @@ class ImageFrame:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word: it begins `start_ms` into the audio, and with it `text[:end]` has been begun.
+    """A spoken word that begins `start_ms` after the start of the audio and ends at `text_end` in its text.
 
-    `end` counts characters of the text that the audio speaks, trailing punctuation included,
-    so cutting at a word is slicing a string.
+    `text_end` counts characters and includes trailing punctuation, so that `text[:text_end]` is the text up to and
+    including this word.
     """
 
     start_ms: int
@@ -56,9 +58,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What an engine or a transcriber understood. `words` are timed in ms from the first sample heard.
+    """The text of the user's speech, from an engine or an STT. `words` are timed from the first sample of the turn.
 
-    `final` is False while the speaker may still go on. `made_by` names who wrote it, where that may be one of several.
+    `final` is False while the user may still continue. `provider` names the part of a fallback chain that produced it.
     """
 
     text: str
