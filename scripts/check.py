@@ -1,6 +1,6 @@
 """Check a change before it is committed.
 
-    uv run python scripts/check.py --quick    # format, lint, types, generated docs, fast tests: about 20 seconds
+    uv run python scripts/check.py --quick    # format, lint, types, fast tests: about 20 seconds
     uv run python scripts/check.py            # the same with all tests
     uv run python scripts/check.py --fix      # format, sort imports and write the generated docs first
 
@@ -40,7 +40,6 @@ FIXES = (
 CHECKS = {
     "format": ("ruff", "format", "--check", "."),
     "lint": ("ruff", "check", "."),
-    "docs": (sys.executable, "scripts/docs.py", "--check"),
     "types": ("mypy", "."),
 }
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,15 @@ def test_the_index_links_to_every_page() -> None:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def calls() -> Iterator[tuple[Path, ast.Call]]:
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call):
-                yield path, node
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The syntax trees of the server's code."""
+    return {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
+
+
+@cache
+def calls() -> list[tuple[Path, ast.Call]]:
+    return [(path, node) for path, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def pattern_of(node: ast.expr) -> str | None:
@@ -89,16 +94,15 @@ def pattern_of(node: ast.expr) -> str | None:
     return None
 
 
-def codes() -> set[str]:
+@cache
+def codes() -> frozenset[str]:
     """Patterns of all error codes: ``code=`` in calls, and the class attribute ``code``."""
     found = {pattern_of(keyword.value) for _, call in calls() for keyword in call.keywords if keyword.arg == "code"}
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            match node:
-                case ast.ClassDef(body=body):
-                    attributes = [n for n in body if isinstance(n, ast.Assign)]
-                    found |= {pattern_of(n.value) for n in attributes if ast.unparse(n.targets[0]) == "code"}
-    return {pattern for pattern in found if pattern}
+    classes = (node for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef))
+    for statement in (statement for node in classes for statement in node.body):
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "code":
+            found.add(pattern_of(statement.value))
+    return frozenset(pattern for pattern in found if pattern)
 
 
 def test_every_error_code_is_documented() -> None:
@@ -123,9 +127,8 @@ def test_every_http_status_is_documented() -> None:
 def test_every_close_code_is_documented() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d{4}) ", page("errors.md"), re.MULTILINE)}
     found = set()
-    for path in SOURCES:
+    for path, tree in trees().items():
         if {"routes", "server"} & set(path.parts):
-            tree = ast.parse(path.read_text("utf-8"))
             found |= set(constants(tree)) | set(close_arguments(tree))
     assert len(found) > 2
     assert found <= documented, f"add to docs/errors.md: {sorted(found - documented)}"
