@@ -1,4 +1,4 @@
-"""The values that all modules share: audio, images, timed words, transcripts."""
+"""Audio, images, words and transcripts: the plain values that every floor shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["INPUT_SAMPLE_RATE", "AudioChunk", "ImageFrame", "Transcript", "Word", "pcm_ms"]
 
 INPUT_SAMPLE_RATE = 16_000
-"""Hz of the audio that sessions process: Silero and all speech models here expect it."""
+"""Rate of the user's audio inside the server, in Hz: Silero's, and that of every speech model served here."""
 
 
 def pcm_ms(size: int, rate: int = INPUT_SAMPLE_RATE) -> int:
@@ -33,7 +33,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class ImageFrame:
-    """An encoded image (JPEG, PNG or WebP), unchanged since it arrived and checked to be decodable.
+    """One still image, encoded as it came (JPEG, PNG or WebP) and checked to be decodable.
 
     `width` and `height` are in pixels; `media_type` is e.g. ``image/jpeg``.
     """
@@ -46,10 +46,10 @@ class ImageFrame:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word that begins `start_ms` after the start of the audio and ends at `text_end` in its text.
+    """A spoken word: it begins `start_ms` into the audio, and with it `text[:text_end]` has begun.
 
-    `text_end` counts characters and includes trailing punctuation, so that `text[:text_end]` is the text up to and
-    including this word.
+    `text_end` counts characters of the text that the audio speaks, trailing punctuation included,
+    so cutting at a word is slicing a string.
     """
 
     start_ms: int
@@ -58,9 +58,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The text of the user's speech, from an engine or an STT. `words` are timed from the first sample of the turn.
+    """What an engine or an STT understood. `words` are timed in ms from the first sample of the speech.
 
-    `final` is False while the user may still continue. `provider` names the part of a fallback chain that produced it.
+    `final` is False while the user may still go on. `provider` is the STT that wrote it, where there are several.
     """
 
     text: str
