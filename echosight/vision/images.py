@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from echosight.errors import InputError
 from echosight.media import ImageFrame
 
-__all__ = ["FORMATS", "read_data_uri", "read_image"]
+__all__ = ["FORMATS", "read_image"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
