@@ -49,57 +49,68 @@ class _Workspace:
     """Preallocated arrays for one batch size, with overlapping views that turn convolutions into matrix products."""
 
     def __init__(self, batch: int) -> None:
-        def zeros(*shape: int) -> Floats:
-            return np.zeros(shape, np.float32)
-
-        def with_ones(*shape: int) -> tuple[Floats, Floats]:
-            full = np.ones((*shape[:-1], shape[-1] + 1), np.float32)
-            return full.reshape(-1, shape[-1] + 1), full[..., :-1]
-
-        self.state = zeros(batch, CONTEXT + 2 * _HIDDEN)
+        self.state = _zeros(batch, CONTEXT + 2 * _HIDDEN)
         self.flat_state = self.state.reshape(-1)
         self.rows = list(self.state)
         self.context = self.state[:, :CONTEXT]
         self.h = self.state[:, CONTEXT:-_HIDDEN]
         self.c = self.state[:, -_HIDDEN:]
 
+        self._allocate_spectrum(batch)
+        self._allocate_convolutions(batch)
+        self._allocate_lstm(batch)
+
+    def _allocate_spectrum(self, batch: int) -> None:
         # As upstream, padded by reflection at the end: 576 samples become four frames of 256 samples, 128 apart.
-        self.samples = zeros(batch, CONTEXT + WINDOW + CONTEXT)
+        self.samples = _zeros(batch, CONTEXT + WINDOW + CONTEXT)
         self.left = self.samples[:, :CONTEXT]
         self.window = self.samples[:, CONTEXT:-CONTEXT]
         self.newest = self.samples[:, WINDOW:-CONTEXT]
         self.mirror = self.samples[:, WINDOW - 2 + CONTEXT : WINDOW - 2 : -1]
         self.right = self.samples[:, -CONTEXT:]
         self.frames = _unfold(self.samples, _FRAMES, _FRAME, _HOP)
-        self.windowed = zeros(batch, _FRAMES, _FRAME)
+        self.windowed = _zeros(batch, _FRAMES, _FRAME)
         self.spectrum: Any = np.zeros((batch, _FRAMES, _BINS), np.complex64)
 
+    def _allocate_convolutions(self, batch: int) -> None:
         # Zero padding: a row on both sides for the first convolution, a row in front for the second, whose stride is 2.
-        padded = zeros(batch, _FRAMES + 2, _BINS)
+        padded = _zeros(batch, _FRAMES + 2, _BINS)
         self.magnitude = padded[:, 1:-1]
         self.patches1 = _unfold(padded, _FRAMES, 3 * _BINS, _BINS)
-        padded = zeros(batch, _FRAMES + 1, 128)
+        padded = _zeros(batch, _FRAMES + 1, 128)
         self.relu1 = padded[:, 1:]
         self.patches2 = _unfold(padded, 2, 3 * 128, 2 * 128)
 
         # Each input of a matrix product ends in a 1, which multiplies the bias.
-        self.in1, self.values1 = with_ones(batch, _FRAMES, 3 * _BINS)
-        self.out1 = zeros(batch * _FRAMES, 128)
+        self.in1, self.values1 = _with_ones(batch, _FRAMES, 3 * _BINS)
+        self.out1 = _zeros(batch * _FRAMES, 128)
         self.conv1 = self.out1.reshape(self.relu1.shape)
-        self.in2, self.values2 = with_ones(batch, 2, 3 * 128)
-        self.out2 = zeros(batch * 2, 64)
+        self.in2, self.values2 = _with_ones(batch, 2, 3 * 128)
+        self.out2 = _zeros(batch * 2, 64)
         self.conv2 = self.out2.reshape(batch, 128)
-        self.in3, self.values3 = with_ones(batch, 128)
-        self.out3 = zeros(batch, 64)
-        self.in4, self.values4 = with_ones(batch, 64)
-        self.out4 = zeros(batch, 128)
-        self.lstm_in, values = with_ones(batch, 2 * _HIDDEN)
+        self.in3, self.values3 = _with_ones(batch, 128)
+        self.out3 = _zeros(batch, 64)
+        self.in4, self.values4 = _with_ones(batch, 64)
+        self.out4 = _zeros(batch, 128)
+
+    def _allocate_lstm(self, batch: int) -> None:
+        self.lstm_in, values = _with_ones(batch, 2 * _HIDDEN)
         self.features, self.recurrent = values[:, :_HIDDEN], values[:, _HIDDEN:]
-        self.gates = zeros(batch, 4 * _HIDDEN)
+        self.gates = _zeros(batch, 4 * _HIDDEN)
         self.sigmoids = self.gates[:, : 3 * _HIDDEN]
         self.i, self.f, self.o, self.g = (self.gates[:, k : k + _HIDDEN] for k in range(0, 4 * _HIDDEN, _HIDDEN))
-        self.tmp = zeros(batch, _HIDDEN)
-        self.head_in, self.rectified = with_ones(batch, _HIDDEN)
+        self.tmp = _zeros(batch, _HIDDEN)
+        self.head_in, self.rectified = _with_ones(batch, _HIDDEN)
+
+
+def _zeros(*shape: int) -> Floats:
+    return np.zeros(shape, np.float32)
+
+
+def _with_ones(*shape: int) -> tuple[Floats, Floats]:
+    """An array [rows, columns + 1] whose last column is 1, and a view of it without that column in `shape`."""
+    full = np.ones((*shape[:-1], shape[-1] + 1), np.float32)
+    return full.reshape(-1, shape[-1] + 1), full[..., :-1]
 
 
 def _unfold(a: Floats, rows: int, width: int, step: int) -> Floats:
