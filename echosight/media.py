@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+__all__ = ["INPUT_SAMPLE_RATE", "AudioChunk", "ImageFrame", "Transcript", "Word", "pcm_ms"]
+
 INPUT_SAMPLE_RATE = 16_000
 """Rate of the user's audio inside the server, in Hz: Silero's, and that of every speech model served here."""
 

@@ -62,7 +62,7 @@ class AudioInput:
         """The chunk as PCM16 at `INPUT_SAMPLE_RATE`. A new rate starts a new resampler, behind the old one's tail."""
         if self._resampler is None or chunk.rate != self._rate:
             tail = self._resampler.push(b"", last=True) if self._resampler else b""
-            self._resampler, self._rate = Resampler(chunk.rate, INPUT_SAMPLE_RATE, prompt=True), chunk.rate
+            self._resampler, self._rate = Resampler(chunk.rate, INPUT_SAMPLE_RATE, causal=True), chunk.rate
             return tail + self._resampler.push(chunk.pcm)
         return self._resampler.push(chunk.pcm)
 

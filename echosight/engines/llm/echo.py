@@ -14,7 +14,7 @@ from echosight.events import Usage
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
-from echosight.vision.statistics import describe, look
+from echosight.vision.statistics import describe, measure
 
 _ASKS_BACK = re.compile(r"\bwhat (?:did|have) i (?:just )?(?:say|said|tell|told)\b", re.IGNORECASE)
 
@@ -87,7 +87,7 @@ class EchoLLM:
         worker = self._worker
         assert worker, "start() comes first"
         try:
-            sights = [await worker.call(lambda frame=frame: look(frame)) for frame in frames]  # type: ignore[misc]
+            sights = [await worker.call(lambda frame=frame: measure(frame)) for frame in frames]  # type: ignore[misc]
         except (OSError, ValueError):
             return "I was shown a picture, but I cannot read it."
         return describe(sights[-1], sights[-2] if len(sights) > 1 else None)

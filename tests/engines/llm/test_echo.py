@@ -10,7 +10,7 @@ from echosight.engines import GenerationSummary, TextChunk
 from echosight.engines.llm.echo import INTRODUCTION, NOTHING, EchoLLM
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
-from echosight.vision.statistics import describe, look
+from echosight.vision.statistics import describe, measure
 
 
 @pytest.fixture
@@ -105,27 +105,27 @@ async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoLLM) -> None:
     ],
 )  # fmt: skip
 def test_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
-    assert look(picture(Image.new("RGB", (40, 30), rgb)).frame).colours == (name,)
+    assert measure(picture(Image.new("RGB", (40, 30), rgb)).frame).colours == (name,)
 
 
 def test_two_colours_are_named_by_their_share() -> None:
     image = Image.new("RGB", (100, 100), (20, 180, 40))
     image.paste((20, 60, 230), (0, 0, 100, 40))
-    assert look(picture(image).frame).colours == ("green", "blue")
+    assert measure(picture(image).frame).colours == ("green", "blue")
 
 
 def test_brightness_and_sharpness_order_pictures() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
     scene = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1)).resize((800, 600))
-    sharpness = [look(picture(scene.filter(ImageFilter.GaussianBlur(r))).frame).sharpness for r in (0, 3, 12)]
+    sharpness = [measure(picture(scene.filter(ImageFilter.GaussianBlur(r))).frame).sharpness for r in (0, 3, 12)]
     assert sharpness == sorted(sharpness, reverse=True)
-    assert "very dark" in describe(look(picture(Image.new("L", (9, 9), 10)).frame))
-    assert "very bright" in describe(look(picture(Image.new("RGBA", (9, 9), (250, 250, 250, 255))).frame))
+    assert "very dark" in describe(measure(picture(Image.new("L", (9, 9), 10)).frame))
+    assert "very bright" in describe(measure(picture(Image.new("RGBA", (9, 9), (250, 250, 250, 255))).frame))
 
 
 def test_tiny_and_flat_pictures_can_be_measured() -> None:
-    assert "1 by 1 pixels" in describe(look(picture(Image.new("L", (1, 1))).frame))
-    assert look(picture(Image.new("1", (2, 5000))).frame).height == 5000
+    assert "1 by 1 pixels" in describe(measure(picture(Image.new("L", (1, 1))).frame))
+    assert measure(picture(Image.new("1", (2, 5000))).frame).height == 5000
 
 
 async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoLLM) -> None:
