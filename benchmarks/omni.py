@@ -28,7 +28,7 @@ from echosight.engines.omni.generation import Answer, Wish
 from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.model_runner import Stage
 from echosight.engines.omni.state import Limits
-from echosight.engines.runtime.sampling import Taste
+from echosight.engines.runtime.sampling import SamplingParams
 from echosight.media import INPUT_SAMPLE_RATE
 
 SYSTEM = "You are a helpful assistant."
@@ -126,7 +126,7 @@ def read_bytes(model: OmniModel) -> int:
 def decode(model: OmniModel, item: Item, device: str) -> None:
     """Text alone, against the time that the weights take to be read."""
     stage = Stage(model, 1, 256)
-    answer = stage.begin(view(item), Wish(Taste(), TEXT_STEPS))
+    answer = stage.begin(view(item), Wish(SamplingParams(), TEXT_STEPS))
     stage.advance([answer])
     times = []
     while not answer.done:
@@ -200,7 +200,7 @@ def main() -> None:
         model.record_steps()
         say("steps recorded in", f"{clock() - start:.1f} s")
         item = spoken(options.seconds, 99)
-        wish = Wish(Taste(), int(limits.frames * 0.3) + 1, model.speakers[0], seed=1)
+        wish = Wish(SamplingParams(), int(limits.frames * 0.3) + 1, model.speakers[0], seed=1)
         prefill(model, clock, item)
         first_pieces(model, clock, item, wish)
         decode(model, item, device)

@@ -45,9 +45,9 @@ def _demo(settings: Settings) -> Engine:
 def _chat(spec: str, settings: Settings) -> LLM:
     """A chat by its name, address, file, folder or Hugging Face id."""
     if spec.startswith(("http://", "https://")):
-        from echosight.engines.llm.openai_http import at
+        from echosight.engines.llm.openai_http import from_url
 
-        return at(spec, settings)
+        return from_url(spec, settings)
     if spec.partition(":")[0] in LLMS.makers:
         return LLMS.make(spec, settings)
     if spec.endswith(".gguf"):

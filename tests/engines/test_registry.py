@@ -45,7 +45,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
                 raise SetupError(f"{name} is not installed")
             return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
 
-        return SimpleNamespace(**dict.fromkeys(("chat", "transcriber", "voice", "openai", "groq", "deepseek"), make))
+        return SimpleNamespace(
+            **dict.fromkeys(("make_llm", "transcriber", "voice", "openai", "groq", "deepseek"), make)
+        )
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", module)
     return names

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, ToolResult, UserTurn
-from echosight.engines.llm.messages import recent
+from echosight.engines.llm.messages import recent_items
 from echosight.engines.runtime.subprocess_pool import Process
 from echosight.media import INPUT_SAMPLE_RATE
 
@@ -82,7 +82,7 @@ class Seat:
                 rest = rest[1:]
         else:
             self.blank()
-            self.voice, rest = voice, recent(conversation, TURNS)
+            self.voice, rest = voice, recent_items(conversation, TURNS)
             sample = base64.b64encode(voice.sample).decode()
             language = "zh" if (voice.language or "").startswith("zh") else "en"
             steps = [{"role": "reset", "system": voice.system, "language": language, "voice": sample}]

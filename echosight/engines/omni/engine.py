@@ -130,13 +130,13 @@ class OmniEngine:
 
     def _wish(self, conversation: Conversation, options: GenerateOptions) -> Wish:
         from echosight.engines.omni.generation import Wish
-        from echosight.engines.runtime.sampling import Taste
+        from echosight.engines.runtime.sampling import SamplingParams
 
         model = self._stage.model
         known = {voice.lower(): voice for voice in self.voices}
         speaker = known.get((options.voice or "").lower(), next(iter(self.voices), None))
         default = model.text_taste
-        taste = Taste(
+        taste = SamplingParams(
             default.temperature if options.temperature is None else options.temperature,
             default.top_p if options.top_p is None else options.top_p,
             default.top_k,

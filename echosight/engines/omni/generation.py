@@ -14,7 +14,7 @@ from echosight.engines.omni.state import Mouth, Thought
 from echosight.engines.omni.tokens import TextStream
 from echosight.engines.omni.vocoder import Samples, SideStream
 from echosight.engines.omni.word_timer import WordClock
-from echosight.engines.runtime.sampling import Dice, Taste
+from echosight.engines.runtime.sampling import Rng, SamplingParams
 from echosight.events import Usage
 
 
@@ -22,10 +22,10 @@ from echosight.events import Usage
 class Wish:
     """How an answer is to be made. `speaker` None: in text only; `instructions` are for this answer alone."""
 
-    taste: Taste
+    taste: SamplingParams
     max_tokens: int
     speaker: str | None = None
-    speech_taste: Taste | None = None
+    speech_taste: SamplingParams | None = None
     instructions: str | None = None
     seed: int | None = None
 
@@ -38,7 +38,7 @@ class Answer:
         self._memory = memory
         self._view = view
         self._wish = wish
-        self._dice = Dice(wish.seed)
+        self._dice = Rng(wish.seed)
         self._aside = aside
         self._stream = TextStream(model.tokens)
         self._pieces: list[Chunk] = []
@@ -58,7 +58,7 @@ class Answer:
         return self._speech
 
     def begin(self) -> None:
-        """Bring the caches into line and choose the first token."""
+        """Bring the caches into line and sample the first token."""
         model, context = self._model, self._memory.context
         held = context.computed
         self._start, hidden = self._memory.prepare_reply(self._view, self._wish.instructions)
@@ -71,7 +71,7 @@ class Answer:
         self.thought.token = model.first_token(hidden, self._dice, self._wish.taste)
         model.thinking.join(self.thought, context.thinker, at.thinker)
         if self._wish.speaker is not None and model.talks:
-            dice = Dice(None if self._wish.seed is None else self._wish.seed + 1)
+            dice = Rng(None if self._wish.seed is None else self._wish.seed + 1)
             taste = self._wish.speech_taste or model.speech_taste
             mouth = model.open_mouth(context, self._wish.speaker, dice, taste)
             self._speech = Speech(model, mouth, self._wish.speaker, self._wish.seed, self._aside)

@@ -18,7 +18,13 @@ from echosight.engines.omni.mel import StreamingLogMel
 from echosight.engines.omni.state import Limits, Mouth, Thought
 from echosight.engines.omni.tokens import Tokens
 from echosight.engines.omni.vocoder import Vocoder
-from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose, penalise
+from echosight.engines.runtime.sampling import (
+    BatchSamplingParams,
+    Rng,
+    SamplingParams,
+    apply_repetition_penalty,
+    sample,
+)
 from echosight.media import ImageFrame
 
 
@@ -34,7 +40,7 @@ class OmniModel(ABC):
     audio_token: int
     image_token: int
     speakers: tuple[str, ...]
-    speech_taste: Taste
+    speech_taste: SamplingParams
     codec_ends: frozenset[int]
     """Codes that end the speech."""
     suppressed: torch.Tensor
@@ -139,21 +145,21 @@ class OmniModel(ABC):
 
     # --- answering --------------------------------------------------------------------------------
 
-    def first_token(self, hidden: torch.Tensor, dice: Dice, taste: Taste) -> int:
+    def first_token(self, hidden: torch.Tensor, dice: Rng, taste: SamplingParams) -> int:
         """What the reply begins with, from the prompt's last hidden state (1, hidden)."""
-        chance = torch.tensor(dice.throw(), device=self.device)
+        chance = torch.tensor(dice.draw(), device=self.device)
         logits = self.thinker.lm_head(hidden)
-        return int(choose(logits, chance, Tastes.of([taste], self.device))[0])
+        return int(sample(logits, chance, BatchSamplingParams.stack([taste], self.device))[0])
 
     def think(self, thoughts: Sequence[Thought]) -> torch.Tensor:
-        """Compute each thought's token and choose its next. Returns the tokens' cues for the talker, (n, width)."""
+        """Compute each thought's token and sample its next. Returns the tokens' cues for the talker, (n, width)."""
         step = self.thinking.step(thoughts)
         chosen, cues = self._run_thinker(
             step,
             torch.tensor(step.place([t.token for t in thoughts], 0), device=self.device),
             torch.tensor(step.place([t.position for t in thoughts], 0), device=self.device),
-            torch.tensor(step.place([t.dice.throw()[0] for t in thoughts], 0.0), device=self.device),
-            Tastes.of(step.place([t.taste for t in thoughts], Taste()), self.device),
+            torch.tensor(step.place([t.dice.draw()[0] for t in thoughts], 0.0), device=self.device),
+            BatchSamplingParams.stack(step.place([t.taste for t in thoughts], SamplingParams()), self.device),
         )
         following = chosen.tolist()
         for thought, at in zip(thoughts, step.places, strict=True):
@@ -166,14 +172,14 @@ class OmniModel(ABC):
         step = self.talking.step(mouths)
         owners = step.owners()
         silent = [0.0] * self.codebooks
-        chances = step.place([m.dice.throw(self.codebooks) for m in mouths], silent)
+        chances = step.place([m.dice.draw(self.codebooks) for m in mouths], silent)
         frames, carry, seen = self._run_talker(
             step,
             (torch.stack([m.carry for m in mouths]) + cues)[owners],
             torch.tensor(step.place([m.position for m in mouths], 0), device=self.device),
             torch.stack([m.seen for m in mouths])[owners],
             torch.tensor(chances, device=self.device),
-            Tastes.of(step.place([m.taste for m in mouths], Taste()), self.device),
+            BatchSamplingParams.stack(step.place([m.taste for m in mouths], SamplingParams()), self.device),
         )
         spoken = frames.tolist()
         for mouth, at in zip(mouths, step.places, strict=True):
@@ -188,10 +194,16 @@ class OmniModel(ABC):
         if not self.thinking.fixed:
             return
         for step in self.thinking.blank_steps():
-            nothing, tastes = torch.zeros_like(step.rows), Tastes.of([Taste()] * len(step.rows), self.device)
+            nothing, tastes = (
+                torch.zeros_like(step.rows),
+                BatchSamplingParams.stack([SamplingParams()] * len(step.rows), self.device),
+            )
             self._run_thinker(step, nothing, nothing, nothing.float(), tastes)
         for step in self.talking.blank_steps() if self.talks else ():
-            nothing, tastes = torch.zeros_like(step.rows), Tastes.of([Taste()] * len(step.rows), self.device)
+            nothing, tastes = (
+                torch.zeros_like(step.rows),
+                BatchSamplingParams.stack([SamplingParams()] * len(step.rows), self.device),
+            )
             width, codes = self.talker.get_input_embeddings().weight.shape[::-1]
             heard = torch.zeros(len(step.rows), width, dtype=self.dtype, device=self.device)
             seen = torch.zeros(len(step.rows), codes, dtype=torch.bool, device=self.device)
@@ -199,14 +211,19 @@ class OmniModel(ABC):
             self._run_talker(step, heard, nothing, seen, chances, tastes)
 
     def _run_thinker(
-        self, step: RowStep, tokens: torch.Tensor, places: torch.Tensor, chances: torch.Tensor, tastes: Tastes
+        self,
+        step: RowStep,
+        tokens: torch.Tensor,
+        places: torch.Tensor,
+        chances: torch.Tensor,
+        tastes: BatchSamplingParams,
     ) -> tuple[torch.Tensor, ...]:
         """All of the batch (b): the next tokens and the cues (b, width)."""
 
         def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rows, starts, token, place, chance, *taste = inputs
             logits, cues = self._think(token, place, step.reading(rows, starts))
-            return choose(logits, chance, Tastes(*taste)), cues
+            return sample(logits, chance, BatchSamplingParams(*taste)), cues
 
         inputs = (step.rows, step.starts, tokens, places, chances, *tastes.tensors)
         return self.recorder.run("thinker", step.shape, compute, *inputs)
@@ -218,19 +235,19 @@ class OmniModel(ABC):
         places: torch.Tensor,
         seen: torch.Tensor,
         chances: torch.Tensor,
-        tastes: Tastes,
+        tastes: BatchSamplingParams,
     ) -> tuple[torch.Tensor, ...]:
         """All of the batch (b): frames, carries and codes seen."""
 
         def compute(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             rows, starts, told, place, known, chance, *taste = inputs
-            return self._talk(told, place, known, chance, Tastes(*taste), step.reading(rows, starts))
+            return self._talk(told, place, known, chance, BatchSamplingParams(*taste), step.reading(rows, starts))
 
         inputs = (step.rows, step.starts, heard, places, seen, chances, *tastes.tensors)
         return self.recorder.run("talker", step.shape, compute, *inputs)
 
     @abstractmethod
-    def open_mouth(self, context: Context, speaker: str, dice: Dice, taste: Taste) -> Mouth:
+    def open_mouth(self, context: Context, speaker: str, dice: Rng, taste: SamplingParams) -> Mouth:
         """Ready to speak: a row in `talking`, prefilled up to the first cue. The context stays as it is."""
 
     @abstractmethod
@@ -260,7 +277,7 @@ class OmniModel(ABC):
         places: torch.Tensor,
         seen: torch.Tensor,
         chance: torch.Tensor,
-        tastes: Tastes,
+        tastes: BatchSamplingParams,
         step: RowStep,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs (b, width) to frames (b, codebooks), carries (b, width) and the codes seen (b, vocabulary)."""
@@ -271,17 +288,19 @@ class OmniModel(ABC):
         suppressed: torch.Tensor,
         seen: torch.Tensor,
         chance: torch.Tensor,
-        tastes: Tastes,
+        tastes: BatchSamplingParams,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose a code a row from the talker's `logits`; returns the codes (b) and `seen` with them in it."""
-        logits = penalise(logits.float(), seen, tastes.repetition_penalty).masked_fill(suppressed, -float("inf"))
-        codes = choose(logits, chance, tastes)
+        logits = apply_repetition_penalty(logits.float(), seen, tastes.repetition_penalty).masked_fill(
+            suppressed, -float("inf")
+        )
+        codes = sample(logits, chance, tastes)
         return codes, seen.scatter(1, codes[:, None], True)
 
 
-def _taste_of(model: Any) -> Taste:
+def _taste_of(model: Any) -> SamplingParams:
     """How the checkpoint itself wants its text chosen."""
     wanted = getattr(model.thinker, "generation_config", None)
     if wanted is None or not wanted.do_sample:
-        return Taste()
-    return Taste(wanted.temperature or 1.0, 1.0 if wanted.top_p is None else wanted.top_p, wanted.top_k or 0)
+        return SamplingParams()
+    return SamplingParams(wanted.temperature or 1.0, 1.0 if wanted.top_p is None else wanted.top_p, wanted.top_k or 0)

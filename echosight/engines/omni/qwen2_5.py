@@ -15,7 +15,7 @@ from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.positions import decode_places, prompt_places
 from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import Vocoder
-from echosight.engines.runtime.sampling import Dice, Taste, Tastes
+from echosight.engines.runtime.sampling import BatchSamplingParams, Rng, SamplingParams
 
 
 class Qwen2_5Omni(OmniModel):
@@ -23,7 +23,7 @@ class Qwen2_5Omni(OmniModel):
 
     zero_tail = True
     frame_ms = 20.0
-    speech_taste = Taste(temperature=0.9, top_p=0.8, top_k=40, repetition_penalty=1.05)
+    speech_taste = SamplingParams(temperature=0.9, top_p=0.8, top_k=40, repetition_penalty=1.05)
     # Without these words the model was not trained to speak (its model card).
     preamble = (
         "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory "
@@ -68,7 +68,7 @@ class Qwen2_5Omni(OmniModel):
             places = prompt_places(context.at.position, len(cues), self.device)
             self._talker_forward(cues[None], places, context.talker)
 
-    def open_mouth(self, context: Context, speaker: str, dice: Dice, taste: Taste) -> Mouth:
+    def open_mouth(self, context: Context, speaker: str, dice: Rng, taste: SamplingParams) -> Mouth:
         talker, start = self.talker, context.at.talker
         codes = self._codec_embeddings([talker.codec_pad_token, talker.codec_bos_token])
         voice = self.embed([self.model.speaker_map[speaker]["bos_token"]])
@@ -108,7 +108,7 @@ class Qwen2_5Omni(OmniModel):
         places: torch.Tensor,
         seen: torch.Tensor,
         chance: torch.Tensor,
-        tastes: Tastes,
+        tastes: BatchSamplingParams,
         step: RowStep,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self._talker_forward(heard[:, None], decode_places(places), step, step.mask)

@@ -14,11 +14,11 @@ from echosight.engines.omni.model import OmniModel
 from echosight.engines.omni.positions import decode_places, prompt_places
 from echosight.engines.omni.state import Limits, Mouth
 from echosight.engines.omni.vocoder import CausalVocoder, Vocoder
-from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose
+from echosight.engines.runtime.sampling import BatchSamplingParams, Rng, SamplingParams, sample
 
 SUPPRESSED = 1024
 """The last ids of the talker's vocabulary are special tokens, never spoken."""
-RESIDUAL_TASTE = Taste(temperature=1.0, top_p=0.8, top_k=50)
+RESIDUAL_TASTE = SamplingParams(temperature=1.0, top_p=0.8, top_k=50)
 
 
 class Qwen3Omni(OmniModel):
@@ -28,7 +28,7 @@ class Qwen3Omni(OmniModel):
 
     zero_tail = False
     frame_ms = 80.0
-    speech_taste = Taste(temperature=0.9, top_k=50, repetition_penalty=1.05)
+    speech_taste = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.05)
 
     def __init__(
         self, model: Any, tokenizer: Any, extractor: Any, images: Any, limits: Limits, recorder: Recorder
@@ -78,7 +78,7 @@ class Qwen3Omni(OmniModel):
     def remember_reply(self, context: Context, cues: torch.Tensor) -> None:
         """The talker is never told what it said before."""
 
-    def open_mouth(self, context: Context, speaker: str, dice: Dice, taste: Taste) -> Mouth:
+    def open_mouth(self, context: Context, speaker: str, dice: Rng, taste: SamplingParams) -> Mouth:
         config, talker = self._config, self._config.talker_config
         padding = (config.tts_pad_token_id,) * 4
         written = self._read([*self.tokens.header("assistant"), *padding, config.tts_bos_token_id])
@@ -122,7 +122,7 @@ class Qwen3Omni(OmniModel):
         places: torch.Tensor,
         seen: torch.Tensor,
         chance: torch.Tensor,
-        tastes: Tastes,
+        tastes: BatchSamplingParams,
         step: RowStep,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self._talker_forward(heard[:, None], decode_places(places), step, step.mask)
@@ -132,14 +132,14 @@ class Qwen3Omni(OmniModel):
         return codes, carry, seen
 
     def _fill_frame(
-        self, hidden: torch.Tensor, first: torch.Tensor, chance: torch.Tensor, tastes: Tastes
+        self, hidden: torch.Tensor, first: torch.Tensor, chance: torch.Tensor, tastes: BatchSamplingParams
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The whole frame (b, codebooks) by the code predictor, and the sum of its codes' embeddings (b, width)."""
         predictor, cache = self.talker.code_predictor, Brief()
         embedding = self.talker.get_input_embeddings()(first)[:, None]
         carry, codes = embedding[:, 0], [first]
         batch = len(first)
-        residual = Tastes(
+        residual = BatchSamplingParams(
             (tastes.temperature > 0).to(tastes.temperature) * RESIDUAL_TASTE.temperature,
             torch.full_like(tastes.top_p, RESIDUAL_TASTE.top_p),
             torch.full_like(tastes.top_k, RESIDUAL_TASTE.top_k),
@@ -157,7 +157,7 @@ class Qwen3Omni(OmniModel):
                 attention_mask=mask[None, None].expand(batch, -1, -1, -1),
                 use_cache=True,
             ).last_hidden_state
-            code = choose(predictor.lm_head[group - 1](said[:, -1]), chance[:, group], residual)
+            code = sample(predictor.lm_head[group - 1](said[:, -1]), chance[:, group], residual)
             codes.append(code)
             heard = predictor.get_input_embeddings()[group - 1](code)[:, None]
             carry = carry + heard[:, 0]

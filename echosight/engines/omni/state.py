@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from echosight.engines.omni.vocoder import IpcFrame
-from echosight.engines.runtime.sampling import Dice, Taste
+from echosight.engines.runtime.sampling import Rng, SamplingParams
 
 MAX_FRAMES = 4096
 """Steps of the talker in one answer: 82 s at 50 a second. What upstream allows too."""
@@ -28,8 +28,8 @@ class Thought:
 
     token: int
     position: int
-    dice: Dice
-    taste: Taste
+    dice: Rng
+    taste: SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -37,8 +37,8 @@ class Mouth:
     """An answer's place in the talker. `carry` (hidden) is what its last frame adds to the next step's input."""
 
     position: int
-    dice: Dice
-    taste: Taste
+    dice: Rng
+    taste: SamplingParams
     carry: torch.Tensor
     seen: torch.Tensor
     """(vocabulary) bool: the codes that the repetition penalty counts."""

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from echosight.conversation import Conversation, ImagePart, Item, TextPart, UserTurn
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.llm.openai_http import OpenAILLM, at, groq, openai
+from echosight.engines.llm.openai_http import OpenAILLM, from_url, groq, openai
 from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
 from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure, SetupError
@@ -48,51 +48,51 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def chat(server: Server) -> AsyncIterator[OpenAILLM]:
-    made = OpenAILLM(HttpService(f"{server.url}/v1"), None)
-    await made.start()
-    yield made
-    await made.close()
+async def llm(server: Server) -> AsyncIterator[OpenAILLM]:
+    llm = OpenAILLM(HttpService(f"{server.url}/v1"), None)
+    await llm.start()
+    yield llm
+    await llm.close()
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, without their time."""
-    made: list[float] = []
+    """The pauses between attempts; they are recorded instead of slept."""
+    pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
-        made.append(seconds)
+        pauses.append(seconds)
 
     monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
-    return made
+    return pauses
 
 
-def talk(*said: str) -> Conversation:
-    return Conversation(instructions="Be brief.", items=[Item("user", (TextPart(one),)) for one in said])
+def conversation_of(*texts: str) -> Conversation:
+    return Conversation(instructions="Be brief.", items=[Item("user", (TextPart(text),)) for text in texts])
 
 
 async def ask(
-    chat: OpenAILLM, conversation: Conversation | None = None, options: GenerateOptions = OPTIONS
+    llm: OpenAILLM, conversation: Conversation | None = None, options: GenerateOptions = OPTIONS
 ) -> list[TextChunk | ToolCallChunk | GenerationSummary]:
-    return [piece async for piece in chat.generate(conversation or talk("Hi"), options)]
+    return [chunk async for chunk in llm.generate(conversation or conversation_of("Hi"), options)]
 
 
-def said(pieces: list[Any]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk))
+def text_of(chunks: list[Any]) -> str:
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk))
 
 
-# --- what is asked, and what comes ----------------------------------------------------------------
+# --- requests and replies ----------------------------------------------------------------
 
 
-async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, chat: OpenAILLM) -> None:
-    pieces = await ask(chat, options=GenerateOptions(temperature=0.5, max_output_tokens=9))
-    assert pieces == [
+async def test_text_is_streamed_and_tokens_are_counted(server: Server, llm: OpenAILLM) -> None:
+    chunks = await ask(llm, options=GenerateOptions(temperature=0.5, max_output_tokens=9))
+    assert chunks == [
         TextChunk("Hel"),
         TextChunk("lo."),
         GenerationSummary(Usage(input_text=7, cached=5, output_text=2), "stop"),
     ]
-    asked = server.asked(CHAT)[0].json
-    assert asked == {
+    payload = server.asked(CHAT)[0].json
+    assert payload == {
         "model": "tiny",
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -100,7 +100,7 @@ async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, c
         "max_tokens": 9,
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
     }
-    assert chat.name == f"tiny at 127.0.0.1:{server.port}"
+    assert llm.name == f"tiny at 127.0.0.1:{server.port}"
 
 
 @pytest.mark.parametrize(
@@ -115,46 +115,46 @@ async def test_text_comes_as_it_is_made_and_tokens_are_counted(server: Server, c
         (body(b": hello\r\n\r\ndata:", b'{"choices":[{"delta":{"content":"Hello."}}]}\r\n\r\ndata: [DO', b"NE]\r\n\r\n",
               kind="text/event-stream; charset=utf-8"), "stop"),
     ],
-    ids=["no-done", "done-only", "length", "filter", "tools", "cut-when-complete", "odd-pieces"],
+    ids=["no-done", "done-only", "length", "filter", "tools", "cut-when-complete", "odd-chunks"],
 )  # fmt: skip
-async def test_all_ways_to_end_are_understood(server: Server, chat: OpenAILLM, script: Any, finish: str) -> None:
+async def test_every_end_of_a_stream_is_understood(server: Server, llm: OpenAILLM, script: Any, finish: str) -> None:
     server.on(CHAT, script)
-    assert await ask(chat) == [TextChunk("Hello."), GenerationSummary(finish=finish)]
+    assert await ask(llm) == [TextChunk("Hello."), GenerationSummary(finish=finish)]
 
 
-async def test_text_may_hold_what_ends_a_line_elsewhere(server: Server, chat: OpenAILLM) -> None:
-    talked = "one\u2028two\x85three"
-    event = json.dumps({"choices": [text(talked)["choices"][0] | {"finish_reason": "stop"}]}, ensure_ascii=False)
+async def test_text_may_contain_unicode_line_separators(server: Server, llm: OpenAILLM) -> None:
+    spoken = "one\u2028two\x85three"
+    event = json.dumps({"choices": [text(spoken)["choices"][0] | {"finish_reason": "stop"}]}, ensure_ascii=False)
     cut = [bytes([byte]) for byte in f"data: {event}\r\n\r\n".encode()]
     server.on(CHAT, body(*cut, kind="text/event-stream"))
-    assert said(await ask(chat)) == talked
+    assert text_of(await ask(llm)) == spoken
 
 
-async def test_a_count_that_is_none_spoils_no_answer(server: Server, chat: OpenAILLM) -> None:
-    for count in ({"usage": 3}, {"usage": {"prompt_tokens_details": 3}}, ["usage"]):
-        server.on(CHAT, sse(text("Hello."), finished(), count))
-        assert said(await ask(chat)) == "Hello."
+async def test_malformed_usage_does_not_fail_the_reply(server: Server, llm: OpenAILLM) -> None:
+    for usage in ({"usage": 3}, {"usage": {"prompt_tokens_details": 3}}, ["usage"]):
+        server.on(CHAT, sse(text("Hello."), finished(), usage))
+        assert text_of(await ask(llm)) == "Hello."
 
 
-async def test_a_server_that_does_not_close_is_not_waited_for(server: Server, chat: OpenAILLM) -> None:
+async def test_a_server_that_keeps_the_stream_open_does_not_delay_the_reply(server: Server, llm: OpenAILLM) -> None:
     closed = asyncio.Event()
 
-    async def open_ended(request: Request, reply: Reply) -> None:
+    async def keep_open(request: Request, reply: Reply) -> None:
         await reply.head(Content_Type="text/event-stream")
         await reply.write(b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\n')
         await reply.until_gone()
         closed.set()
 
-    server.on(CHAT, open_ended)
-    assert await ask(chat) == [TextChunk("Hi"), GenerationSummary()]
+    server.on(CHAT, keep_open)
+    assert await ask(llm) == [TextChunk("Hi"), GenerationSummary()]
     await closed.wait()
 
 
-async def test_functions_are_called(server: Server, chat: OpenAILLM) -> None:
+async def test_tool_calls_are_streamed(server: Server, llm: OpenAILLM) -> None:
     def call(index: int, arguments: str, **more: Any) -> dict[str, Any]:
         function = {"arguments": arguments, **({"name": more["name"]} if "name" in more else {})}
-        known = {"id": more["id"]} if "id" in more else {}
-        return {"choices": [{"delta": {"tool_calls": [{"index": index, **known, "function": function}]}}]}
+        call_id = {"id": more["id"]} if "id" in more else {}
+        return {"choices": [{"delta": {"tool_calls": [{"index": index, **call_id, "function": function}]}}]}
 
     server.on(
         CHAT,
@@ -163,20 +163,20 @@ async def test_functions_are_called(server: Server, chat: OpenAILLM) -> None:
     )  # fmt: skip
     tool = {"type": "function", "name": "weather", "description": "?", "parameters": {"type": "object"}}
     choice = {"type": "function", "name": "weather"}
-    pieces = await ask(chat, options=GenerateOptions(tools=(tool,), tool_choice=choice))
-    assert pieces[:-1] == [
+    chunks = await ask(llm, options=GenerateOptions(tools=(tool,), tool_choice=choice))
+    assert chunks[:-1] == [
         ToolCallChunk("a", "weather", ""),
         ToolCallChunk("a", "weather", '{"in":'),
         ToolCallChunk("a", "weather", '"Rome"}'),
         ToolCallChunk("b", "time", "{}"),
     ]
-    asked = server.asked(CHAT)[0].json
+    payload = server.asked(CHAT)[0].json
     function = {key: value for key, value in tool.items() if key != "type"}
-    assert asked["tools"] == [{"type": "function", "function": function}]
-    assert asked["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert payload["tools"] == [{"type": "function", "function": function}]
+    assert payload["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
 
 
-async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Server, chat: OpenAILLM) -> None:
+async def test_a_field_that_the_server_rejects_is_left_out_from_then_on(server: Server, llm: OpenAILLM) -> None:
     server.on(
         CHAT,
         answer({"detail": "Unexpected fields: {'stream_options'}"}, 422),
@@ -184,7 +184,7 @@ async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Serv
         HELLO,
     )
     options = GenerateOptions(max_output_tokens=5)
-    assert said(await ask(chat, options=options)) == said(await ask(chat, options=options)) == "Hello."
+    assert text_of(await ask(llm, options=options)) == text_of(await ask(llm, options=options)) == "Hello."
     first, second, third, fourth = (request.json for request in server.asked(CHAT))
     assert "stream_options" in first
     assert "stream_options" not in second
@@ -192,44 +192,44 @@ async def test_what_a_server_does_not_know_is_left_out_from_then_on(server: Serv
     assert (third["max_completion_tokens"], "max_tokens" in third) == (5, False)
 
 
-async def test_pictures_are_shown_unless_the_model_is_blind(server: Server, chat: OpenAILLM) -> None:
+async def test_images_are_left_out_once_the_server_rejects_them(server: Server, llm: OpenAILLM) -> None:
     frame = ImageFrame(b"\xff\xd8", "image/jpeg", 1, 1)
     conversation = Conversation(items=[Item("user", (ImagePart(frame), TextPart("What is this?")))])
     server.on(CHAT, HELLO, answer({"error": {"message": "image input is not supported"}}, 400), HELLO)
     for _ in range(2):
-        assert said(await ask(chat, conversation)) == "Hello."
-    shown, refused, blind = (request.json["messages"] for request in server.asked(CHAT))
-    assert shown == refused
-    assert shown[0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,/9g="
-    assert blind == [{"role": "user", "content": "What is this?"}]
+        assert text_of(await ask(llm, conversation)) == "Hello."
+    first, rejected, without = (request.json["messages"] for request in server.asked(CHAT))
+    assert first == rejected
+    assert first[0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,/9g="
+    assert without == [{"role": "user", "content": "What is this?"}]
 
 
-async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, chat: OpenAILLM) -> None:
+async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, llm: OpenAILLM) -> None:
     full = answer({"error": {"message": "the request exceeds the available context size"}}, 400)
     server.on(CHAT, full, full, HELLO, full)
-    assert said(await ask(chat, talk(*"abcdefgh"))) == "Hello."
-    shown = [[message["content"] for message in request.json["messages"][1:]] for request in server.asked(CHAT)]
-    assert shown == [[*"abcdefgh"], [*"defgh"], [*"gh"]]
+    assert text_of(await ask(llm, conversation_of(*"abcdefgh"))) == "Hello."
+    sent = [[message["content"] for message in request.json["messages"][1:]] for request in server.asked(CHAT)]
+    assert sent == [[*"abcdefgh"], [*"defgh"], [*"gh"]]
     with pytest.raises(PermanentError, match="context size"):
-        await ask(chat, talk("a"))
+        await ask(llm, conversation_of("a"))
 
 
 # --- faults ---------------------------------------------------------------------------------------
 
 
-async def test_three_more_attempts_before_the_first_piece(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
+async def test_three_more_attempts_before_the_first_chunk(server: Server, llm: OpenAILLM, pauses: list[float]) -> None:
     broken = answer({}, 500)
     server.on(CHAT, broken, answer({}, 503), sse(done=False, whole=False), HELLO)
-    assert said(await ask(chat)) == "Hello."
+    assert text_of(await ask(llm)) == "Hello."
     assert pauses == [1, 2, 4]
     server.on(CHAT, broken)
     with pytest.raises(TransientError, match=r"is in trouble \(500\)"):
-        await ask(chat)
+        await ask(llm)
     assert len(server.asked(CHAT)) == 8
 
 
 @pytest.mark.parametrize(
-    ("wish", "pause"),
+    ("retry_after", "pause"),
     [
         ("3", 3),
         ("0", 1),
@@ -240,31 +240,31 @@ async def test_three_more_attempts_before_the_first_piece(server: Server, chat: 
         ("Mon, 01 Jan 0001 00:00:00 +2359", 1),
     ],
 )
-async def test_too_many_requests_wait_as_long_as_is_asked(
-    server: Server, chat: OpenAILLM, pauses: list[float], wish: str, pause: float
+async def test_retry_after_sets_the_pause(
+    server: Server, llm: OpenAILLM, pauses: list[float], retry_after: str, pause: float
 ) -> None:
-    server.on(CHAT, answer({}, 429, retry_after=wish), HELLO)
-    assert said(await ask(chat)) == "Hello."
+    server.on(CHAT, answer({}, 429, retry_after=retry_after), HELLO)
+    assert text_of(await ask(llm)) == "Hello."
     assert pauses == [pause]
 
 
-async def test_nobody_waits_a_minute(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
+async def test_a_long_retry_after_fails_at_once(server: Server, llm: OpenAILLM, pauses: list[float]) -> None:
     server.on(CHAT, answer({}, 429, retry_after="60"), HELLO)
     with pytest.raises(TransientError, match=r"too many requests \(429\)"):
-        await ask(chat)
+        await ask(llm)
     assert pauses == []
 
 
-async def test_what_breaks_off_in_the_middle_is_not_said_again(
-    server: Server, chat: OpenAILLM, pauses: list[float]
+async def test_a_reply_that_breaks_off_in_the_middle_is_not_retried(
+    server: Server, llm: OpenAILLM, pauses: list[float]
 ) -> None:
     for cut in (sse(text("Hel"), done=False, whole=False), sse(text("Hel"), done=False, whole=True)):
         server.on(CHAT, cut)
-        heard: list[Any] = []
+        chunks: list[Any] = []
         with pytest.raises(TransientError, match="broke off"):
-            async for piece in chat.generate(talk("Hi"), OPTIONS):
-                heard.append(piece)
-        assert heard == [TextChunk("Hel")]
+            async for chunk in llm.generate(conversation_of("Hi"), OPTIONS):
+                chunks.append(chunk)
+        assert chunks == [TextChunk("Hel")]
     assert pauses == []
 
 
@@ -282,81 +282,81 @@ async def test_what_breaks_off_in_the_middle_is_not_said_again(
         (sse({"error": {"message": "out of memory"}}), "out of memory"),
     ],
 )
-async def test_garbage_is_no_answer(server: Server, chat: OpenAILLM, script: Any, message: str) -> None:
+async def test_a_malformed_reply_fails(server: Server, llm: OpenAILLM, script: Any, message: str) -> None:
     server.on(CHAT, script)
     with pytest.raises(EngineFailure, match=message):
-        await ask(chat)
+        await ask(llm)
 
 
-async def test_what_is_no_http_is_tried_again_in_vain(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
+async def test_a_server_without_http_fails_after_all_attempts(
+    server: Server, llm: OpenAILLM, pauses: list[float]
+) -> None:
     server.on(CHAT, raw(b"SSH-2.0-OpenSSH_9.2\r\n"))
     with pytest.raises(TransientError, match="broke off"):
-        await ask(chat)
+        await ask(llm)
     assert len(pauses) == 3
 
 
-async def test_mistakes_are_not_tried_again(server: Server, chat: OpenAILLM, pauses: list[float]) -> None:
+async def test_a_rejected_request_is_not_retried(server: Server, llm: OpenAILLM, pauses: list[float]) -> None:
     server.on(CHAT, answer({"error": {"message": "context\nis too long"}}, 400))
     with pytest.raises(PermanentError, match=r"does not take the request .400.: context is too long"):
-        await ask(chat)
+        await ask(llm)
     assert pauses == []
 
 
-async def test_silence_ends(server: Server, pauses: list[float]) -> None:
+async def test_a_silent_server_times_out(server: Server, pauses: list[float]) -> None:
     async def silent(request: Request, reply: Reply) -> None:
         await reply.until_gone()
 
     server.on(CHAT, silent)
-    chat = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.05), "tiny")
-    await chat.upstream.start()
+    llm = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.05), "tiny")
+    await llm.service.start()
     with pytest.raises(TransientError, match="said nothing for"):
-        await ask(chat)
+        await ask(llm)
     assert pauses == [1, 2, 4]
-    await chat.close()
+    await llm.close()
 
 
-async def test_comments_are_silence(server: Server, pauses: list[float]) -> None:
+async def test_sse_comments_do_not_extend_the_timeout(server: Server, pauses: list[float]) -> None:
     server.on(CHAT, trickle(b": still thinking\n\n", kind="text/event-stream"))
-    chat = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.1), "tiny")
-    await chat.upstream.start()
+    llm = OpenAILLM(HttpService(f"{server.url}/v1", silence_s=0.1), "tiny")
+    await llm.service.start()
     with pytest.raises(TransientError, match="said nothing for"):
-        await ask(chat)
+        await ask(llm)
     assert len(server.asked(CHAT)) == 4
-    await chat.close()
+    await llm.close()
 
 
-async def test_reasons_without_end_are_not_read(
-    server: Server, chat: OpenAILLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_endless_error_body_is_cut(server: Server, llm: OpenAILLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echosight.engines.runtime.http_client.DETAIL_S", 0.1)
     server.on(CHAT, trickle(b"no ", status=400))
     with pytest.raises(PermanentError, match=r"does not take the request \(400\): no no"):
-        await ask(chat)
+        await ask(llm)
 
 
-async def test_who_takes_too_long_is_not_asked_again(
-    server: Server, chat: OpenAILLM, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+async def test_attempts_end_at_the_deadline(
+    server: Server, llm: OpenAILLM, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("echosight.engines.runtime.retries.LATEST_S", 2.5)
     server.on(CHAT, answer({}, 500))
     with pytest.raises(TransientError):
-        await ask(chat)
+        await ask(llm)
     assert pauses == [1, 2]
 
 
-async def test_nobody_there(pauses: list[float]) -> None:
+async def test_an_unreachable_server_fails(pauses: list[float]) -> None:
     async with upstream() as gone:
-        chat = OpenAILLM(HttpService(f"{gone.url}/v1"), "tiny")
-    await chat.upstream.start()
+        llm = OpenAILLM(HttpService(f"{gone.url}/v1"), "tiny")
+    await llm.service.start()
     with pytest.raises(TransientError, match="cannot be reached"):
-        await ask(chat)
+        await ask(llm)
     assert pauses == [1, 2, 4]
-    with pytest.raises(SetupError, match=r"No chat at http.*cannot be reached"):
-        await chat.start()
-    await chat.close()
+    with pytest.raises(SetupError, match=r"No LLM at http.*cannot be reached"):
+        await llm.start()
+    await llm.close()
 
 
-async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenAILLM) -> None:
+async def test_closing_the_reply_closes_the_request(server: Server, llm: OpenAILLM) -> None:
     gone = asyncio.Event()
 
     async def endless(request: Request, reply: Reply) -> None:
@@ -366,8 +366,8 @@ async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenA
         gone.set()
 
     server.on(CHAT, endless)
-    async with aclosing(chat.generate(talk("Hi"), OPTIONS)) as pieces:
-        assert await anext(pieces) == TextChunk("and ")
+    async with aclosing(llm.generate(conversation_of("Hi"), OPTIONS)) as chunks:
+        assert await anext(chunks) == TextChunk("and ")
     await gone.wait()
 
 
@@ -388,26 +388,26 @@ async def test_closing_the_answer_closes_the_request(server: Server, chat: OpenA
         (body(b"<html>"), None, "no JSON"),
     ],
 )
-async def test_what_cannot_answer_is_told_at_start(
+async def test_an_unusable_server_is_reported_at_start(
     server: Server, models: Any, model: str | None, sentence: str
 ) -> None:
     server.on("/v1/models", models)
-    chat = OpenAILLM(HttpService(f"{server.url}/v1"), model)
+    llm = OpenAILLM(HttpService(f"{server.url}/v1"), model)
     with pytest.raises(SetupError, match=sentence):
-        await chat.start()
-    await chat.close()
+        await llm.start()
+    await llm.close()
 
 
-async def test_a_server_that_lists_nothing_may_have_the_model(server: Server) -> None:
+async def test_a_server_without_a_model_list_may_still_have_the_model(server: Server) -> None:
     server.on("/v1/models", answer({}, 404))
-    chat = at(f"{server.url}/v1#mine", Settings(model=None))
-    await chat.start()
-    assert said(await ask(chat)) == "Hello."
+    llm = from_url(f"{server.url}/v1#mine", Settings(model=None))
+    await llm.start()
+    assert text_of(await ask(llm)) == "Hello."
     assert server.asked(CHAT)[0].json["model"] == "mine"
-    await chat.close()
+    await llm.close()
 
 
-def test_keys_go_where_they_belong() -> None:
+def test_keys_are_sent_to_their_own_service_only() -> None:
     settings = Settings(
         openai_api_key=SecretStr("o"),
         groq_api_key=SecretStr("g"),
@@ -421,27 +421,27 @@ def test_keys_go_where_they_belong() -> None:
     assert key_for("https://elsewhere.example/v1", settings) is None
 
 
-def test_hosted_chats_need_their_keys() -> None:
+def test_hosted_llms_need_their_keys() -> None:
     for make, variable in ((openai, "OPENAI_API_KEY"), (groq, "GROQ_API_KEY")):
         with pytest.raises(SetupError, match=variable):
             make(None, Settings(openai_api_key=None, groq_api_key=None))
     with pytest.raises(SetupError, match="is no address"):
-        at("http://", Settings())
+        from_url("http://", Settings())
 
 
 async def test_the_key_is_sent(server: Server) -> None:
     settings = Settings(openai_api_base=f"{server.url}/v1", openai_api_key=SecretStr("sesame"))
-    chat = openai("tiny", settings)
-    await chat.start()
-    await ask(chat)
+    llm = openai("tiny", settings)
+    await llm.start()
+    await ask(llm)
     assert {request.headers["authorization"] for request in server.requests} == {"Bearer sesame"}
-    await chat.close()
+    await llm.close()
 
 
-# --- ahead ----------------------------------------------------------------------------------------
+# --- prefill ----------------------------------------------------------------------------------------
 
 
-async def test_the_prompt_is_sent_ahead_to_a_server_of_ones_own(server: Server) -> None:
+async def test_the_prompt_is_prefilled_on_a_local_server(server: Server) -> None:
     reading, gone = asyncio.Event(), asyncio.Event()
 
     async def slow(request: Request, reply: Reply) -> None:
@@ -450,28 +450,28 @@ async def test_the_prompt_is_sent_ahead_to_a_server_of_ones_own(server: Server) 
         gone.set()
 
     server.on(CHAT, answer({"choices": []}), slow, HELLO)
-    chat = at(f"{server.url}/v1", Settings())
-    await chat.start()
-    conversation = talk("Hi")
+    llm = from_url(f"{server.url}/v1", Settings())
+    await llm.start()
+    conversation = conversation_of("Hi")
     conversation.pending_turn = UserTurn("t1")
-    await chat.prefill(conversation, "")
-    await asyncio.gather(*chat._prefills.values())
-    await chat.prefill(conversation, "How are")
+    await llm.prefill(conversation, "")
+    await asyncio.gather(*llm._prefills.values())
+    await llm.prefill(conversation, "How are")
     await reading.wait()
-    await chat.prefill(conversation, "How are you")
-    assert said(await ask(chat, conversation)) == "Hello."
+    await llm.prefill(conversation, "How are you")
+    assert text_of(await ask(llm, conversation)) == "Hello."
     await gone.wait()
     first, second, last = (request.json for request in server.asked(CHAT))
     assert (first["max_tokens"], "stream" in first) == (1, False)
     assert first["messages"] == last["messages"]
     assert second["messages"][:2] == first["messages"]
-    await chat.close()
+    await llm.close()
 
 
-async def test_nothing_is_sent_ahead_to_who_sends_bills(server: Server) -> None:
-    chat = openai("tiny", Settings(openai_api_base=f"{server.url}/v1", openai_api_key=SecretStr("sesame")))
-    await chat.start()
-    await chat.prefill(talk("Hi"), "How are")
-    assert said(await ask(chat)) == "Hello."
+async def test_nothing_is_prefilled_on_a_server_with_a_key(server: Server) -> None:
+    llm = openai("tiny", Settings(openai_api_base=f"{server.url}/v1", openai_api_key=SecretStr("sesame")))
+    await llm.start()
+    await llm.prefill(conversation_of("Hi"), "How are")
+    assert text_of(await ask(llm)) == "Hello."
     assert len(server.asked(CHAT)) == 1
-    await chat.close()
+    await llm.close()

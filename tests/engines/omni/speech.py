@@ -14,7 +14,7 @@ from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart
 from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.omni.conversation_cache import Memory, View
 from echosight.engines.omni.generation import Answer, Wish
-from echosight.engines.runtime.sampling import Taste
+from echosight.engines.runtime.sampling import SamplingParams
 from echosight.media import INPUT_SAMPLE_RATE, ImageFrame
 
 SYSTEM = "You are a helpful assistant."
@@ -58,10 +58,10 @@ def view(*items: Item, turn: Item | None = None, system: str = SYSTEM, name: str
 FIRST = user("one", heard(sound(3.4, 1)), ImagePart(photo(1), 3400), TextPart("look"))
 SECOND = user("two", heard(sound(2.6, 2)), TextPart("and now"))
 
-GREEDY = Taste()
+GREEDY = SamplingParams()
 
 
-def wish(model: Any, tokens: int = 12, taste: Taste = GREEDY, speech_taste: Taste = GREEDY) -> Wish:
+def wish(model: Any, tokens: int = 12, taste: SamplingParams = GREEDY, speech_taste: SamplingParams = GREEDY) -> Wish:
     """An answer, spoken."""
     return Wish(taste, tokens, model.speakers[0], speech_taste, seed=7)
 

@@ -18,7 +18,7 @@ from echosight.engines import Chunk, TextChunk
 from echosight.engines.omni.batched_kv_cache import Rows
 from echosight.engines.omni.conversation_cache import Memory
 from echosight.engines.omni.model_runner import Stage
-from echosight.engines.runtime.sampling import Taste
+from echosight.engines.runtime.sampling import SamplingParams
 from tests.engines.omni.speech import (
     CLOSE,
     FIRST,
@@ -181,10 +181,10 @@ def test_conversations_are_told_apart(stage: Stage, model: Any) -> None:
 
 
 def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any) -> None:
-    warm = Taste(1.0, 0.95)
+    warm = SamplingParams(1.0, 0.95)
     views = [view(FIRST, name="a"), view(SECOND, name="b"), view(user("t", TextPart("hello")), name="c")]
     lengths = [4, 12, 9]
-    tastes = [(warm, warm), (Taste(), warm), (Taste(), Taste())]
+    tastes = [(warm, warm), (SamplingParams(), warm), (SamplingParams(), SamplingParams())]
     wishes = [replace(wish(model, n, *taste), seed=n) for n, taste in zip(lengths, tastes, strict=True)]
     stages = [Stage(model, 1, 256) for _ in views]
     alone = [ask(lone, seen, wanted) for lone, seen, wanted in zip(stages, views, wishes, strict=True)]
@@ -201,12 +201,12 @@ def test_a_batch_decodes_as_each_alone(stage: Stage, model: Any) -> None:
 
 
 def test_answers_end_where_the_model_ends_them(stage: Stage, model: Any) -> None:
-    whole = ask(stage, view(FIRST), replace(wish(model, 12, Taste(1.0), Taste(1.0)), seed=4))
+    whole = ask(stage, view(FIRST), replace(wish(model, 12, SamplingParams(1.0), SamplingParams(1.0)), seed=4))
     last_token = next(n for n, token in enumerate(whole.tokens) if n > 3 and token not in whole.tokens[:n])
     codes = [frame[0] for frame in whole.frames]
     last_code = next(n for n, code in enumerate(codes) if n > 3 and code not in codes[:n])
     model.text_ends, model.codec_ends = frozenset({whole.tokens[last_token]}), frozenset({codes[last_code]})
-    ended = ask(stage, view(FIRST), replace(wish(model, 12, Taste(1.0), Taste(1.0)), seed=4))
+    ended = ask(stage, view(FIRST), replace(wish(model, 12, SamplingParams(1.0), SamplingParams(1.0)), seed=4))
     assert ended.tokens == whole.tokens[:last_token]
     assert ended.summary is not None and ended.summary.finish == "stop"
     # The speech is given the end of the text where it was given words before, so it may end elsewhere.

@@ -14,7 +14,13 @@ from echosight.engines.omni.batched_kv_cache import Rows, trim
 from echosight.engines.omni.mel import StreamingLogMel
 from echosight.engines.omni.tokens import TextStream, Tokens
 from echosight.engines.omni.word_timer import WordClock
-from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose, penalise
+from echosight.engines.runtime.sampling import (
+    BatchSamplingParams,
+    Rng,
+    SamplingParams,
+    apply_repetition_penalty,
+    sample,
+)
 from tests.engines.omni import tiny
 from tests.engines.omni.speech import sound
 
@@ -70,26 +76,28 @@ def test_a_picture_spans_rows_and_columns_and_the_text_goes_on_behind() -> None:
 
 def test_choosing_follows_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, -1)
-    chances = torch.tensor(Dice(0).throw(4000))
+    chances = torch.tensor(Rng(0).draw(4000))
 
-    def shares(taste: Taste) -> Any:
-        tokens = choose(logits, chances, Tastes.of([taste] * 4000, "cpu"))
+    def shares(taste: SamplingParams) -> Any:
+        tokens = sample(logits, chances, BatchSamplingParams.stack([taste] * 4000, "cpu"))
         return pytest.approx([float((tokens == n).float().mean()) for n in range(4)], abs=0.03)
 
-    assert shares(Taste(0.0)) == [1, 0, 0, 0]
-    assert shares(Taste(1.0)) == [0.5, 0.3, 0.15, 0.05]
-    assert shares(Taste(1.0, top_p=0.6)) == [0.625, 0.375, 0, 0]
-    assert shares(Taste(1.0, top_k=1)) == [1, 0, 0, 0]
-    assert shares(Taste(2.0)) == [0.5**0.5 / 1.866, 0.3**0.5 / 1.866, 0.15**0.5 / 1.866, 0.05**0.5 / 1.866]
-    assert choose(logits[:1], torch.tensor([1.0]), Tastes.of([Taste(1.0)], "cpu")).item() == 3
+    assert shares(SamplingParams(0.0)) == [1, 0, 0, 0]
+    assert shares(SamplingParams(1.0)) == [0.5, 0.3, 0.15, 0.05]
+    assert shares(SamplingParams(1.0, top_p=0.6)) == [0.625, 0.375, 0, 0]
+    assert shares(SamplingParams(1.0, top_k=1)) == [1, 0, 0, 0]
+    assert shares(SamplingParams(2.0)) == [0.5**0.5 / 1.866, 0.3**0.5 / 1.866, 0.15**0.5 / 1.866, 0.05**0.5 / 1.866]
+    assert sample(logits[:1], torch.tensor([1.0]), BatchSamplingParams.stack([SamplingParams(1.0)], "cpu")).item() == 3
 
 
 def test_each_row_has_its_own_taste_and_chance() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]] * 2)
-    tastes = Tastes.of([Taste(0.0), Taste(5.0)], "cpu")
-    assert choose(logits, torch.tensor([0.99, 0.99]), tastes).tolist() == [2, 0]
+    tastes = BatchSamplingParams.stack([SamplingParams(0.0), SamplingParams(5.0)], "cpu")
+    assert sample(logits, torch.tensor([0.99, 0.99]), tastes).tolist() == [2, 0]
     seen = torch.tensor([[True, False, False]])
-    assert penalise(torch.tensor([[4.0, 1.0, -1.0]]), seen, torch.tensor([2.0])).tolist() == [[2.0, 1.0, -1.0]]
+    assert apply_repetition_penalty(torch.tensor([[4.0, 1.0, -1.0]]), seen, torch.tensor([2.0])).tolist() == [
+        [2.0, 1.0, -1.0]
+    ]
 
 
 def test_text_streams_as_whole_characters_and_never_as_markers() -> None:
