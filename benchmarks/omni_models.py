@@ -1,4 +1,4 @@
-"""Omni models of true size with random weights: nothing is downloaded, and nothing they say means anything."""
+"""Omni models of true size with random weights: no download, and replies without meaning."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from echosight.engines.omni.families import assemble
-from echosight.engines.omni.model import OmniModel
-from echosight.engines.omni.state import Limits
+from echosight.engines.omni.models.base import OmniModel
+from echosight.engines.omni.models.families import build_model
+from echosight.engines.omni.models.state import Limits
 from tests.engines.omni import tiny
 from tests.engines.omni.tiny_configs import qwen2_5_config, qwen3_config
 
@@ -25,23 +25,23 @@ SPREAD = 0.02
 
 
 def build(size: str, device: str, limits: Limits, *, graphs: bool) -> OmniModel:
-    """A model of that size on the device, in bfloat16; tiny on a CPU in float32. It never ends an answer by itself."""
+    """A model of that size on the device, in bfloat16; tiny on a CPU in float32. It has no stop tokens."""
     tokenizer = tiny.tokenizer()
-    kind = "qwen3_omni_moe" if size == "30b-a3b" else "qwen2_5_omni"
+    model_type = "qwen3_omni_moe" if size == "30b-a3b" else "qwen2_5_omni"
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if (size, device) == ("tiny", "cpu") else torch.bfloat16)
     try:
         with torch.device(device):
-            raw = _qwen3(tokenizer) if kind == "qwen3_omni_moe" else _qwen2_5(size, tokenizer)
+            raw = _qwen3(tokenizer) if model_type == "qwen3_omni_moe" else _qwen2_5(size, tokenizer)
     finally:
         torch.set_default_dtype(torch.float32)
     extractor: Any = WhisperFeatureExtractor
     mel = extractor(feature_size=128, chunk_length=300)
-    patch = 16 if kind == "qwen3_omni_moe" else 14
+    patch = 16 if model_type == "qwen3_omni_moe" else 14
     images = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=448 * 448, patch_size=patch)
-    model = assemble(kind, raw.eval(), tokenizer, mel, images, limits, graphs=graphs)
-    model.suppressed[list(model.codec_ends)] = True
-    model.text_ends = model.codec_ends = frozenset()
+    model = build_model(model_type, raw.eval(), tokenizer, mel, images, limits, graphs=graphs)
+    model.suppressed_codes[list(model.codec_stop_tokens)] = True
+    model.text_stop_tokens = model.codec_stop_tokens = frozenset()
     return model
 
 
@@ -140,7 +140,7 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         **std,
     )
     thinker["audio_config"].update(_whisper(2048), downsample_hidden_size=480)
-    # Written out under its other name, which would win.
+    # `to_dict` also writes this older name, which would take precedence.
     talker["text_config"].pop("num_local_experts", None)
     talker["text_config"].update(
         vocab_size=3072,
@@ -170,7 +170,7 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         **std,
     )
     special = ("codec_pad_id", "codec_bos_id", "codec_eos_token_id", "codec_nothink_id", "codec_think_bos_id")
-    talker.update({name: 2150 + at for at, name in enumerate(special)}, codec_think_eos_id=2157, num_code_groups=16)
+    talker.update({name: 2150 + n for n, name in enumerate(special)}, codec_think_eos_id=2157, num_code_groups=16)
     talker.update(thinker_hidden_size=2048, accept_hidden_layer=24, speaker_id={"ethan": 2301, "chelsie": 2302})
     names = ("im_start_token_id", "im_end_token_id", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id")
     kept = {name: config[name] for name in (*names, "system_token_id", "user_token_id", "assistant_token_id")}

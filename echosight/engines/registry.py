@@ -68,13 +68,13 @@ def _config(spec: str) -> dict[str, Any]:
 def _omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
+    return load_omni(source, device=settings.device, stt=_scribe(settings))
 
 
 def _minicpmo(source: str, settings: Settings) -> Engine:
     from echosight.engines.minicpmo import engine as minicpmo
 
-    return minicpmo.load(source, transcriber=_scribe(settings))
+    return minicpmo.load(source, stt=_scribe(settings))
 
 
 def _scribe(settings: Settings) -> STT | None:

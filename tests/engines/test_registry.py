@@ -138,8 +138,8 @@ def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch
 def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[tuple[str, str]] = []
 
-    def make(source: str, *, transcriber: STT | None) -> Any:
-        made.append((source, transcriber.name if transcriber else "nobody"))
+    def make(source: str, *, stt: STT | None) -> Any:
+        made.append((source, stt.name if stt else "nobody"))
         return made
 
     monkeypatch.setattr("echosight.engines.minicpmo.engine.load", make)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,18 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+
+    @classmethod
+    def from_generation_config(cls, config: Any) -> SamplingParams:
+        """The makers' recommendation in a transformers `GenerationConfig`; greedy for None."""
+        if config is None or not config.do_sample:
+            return cls(repetition_penalty=getattr(config, "repetition_penalty", None) or 1.0)
+        return cls(
+            1.0 if config.temperature is None else config.temperature,
+            1.0 if config.top_p is None else config.top_p,
+            config.top_k or 0,
+            config.repetition_penalty or 1.0,
+        )
 
 
 class Rng:

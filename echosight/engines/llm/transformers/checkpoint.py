@@ -62,7 +62,9 @@ def read_checkpoint(source: str, folder: Path, device: str) -> Checkpoint:
     if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
         raise SetupError(f"{source} has no chat template, so it cannot chat: give --model one that ends in -Instruct")
     stop_tokens = _stop_tokens(model, tokenizer)
-    return Checkpoint(model, tokenizer, processor, stop_tokens, _sampling_params(model.generation_config))
+    return Checkpoint(
+        model, tokenizer, processor, stop_tokens, SamplingParams.from_generation_config(model.generation_config)
+    )
 
 
 def read_processor(folder: Path, model_type: str, tokenizer: Any) -> Any:
@@ -102,15 +104,3 @@ def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     tokens = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*tokens, tokenizer.eos_token_id) if token is not None)
-
-
-def _sampling_params(config: Any) -> SamplingParams:
-    """The recommendation of a transformers `GenerationConfig`."""
-    if not config.do_sample:
-        return SamplingParams(0.0, repetition_penalty=config.repetition_penalty or 1.0)
-    return SamplingParams(
-        1.0 if config.temperature is None else config.temperature,
-        1.0 if config.top_p is None else config.top_p,
-        config.top_k or 0,
-        config.repetition_penalty or 1.0,
-    )
