@@ -86,6 +86,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"families"},
         {"qwen2_5", "qwen3"},
         {"base"},
+        {"encoders"},
         {"batched_kv_cache", "kv_caches", "segments", "state", "mel", "positions", "tokens"},
     ),
     "echosight.engines.omni.vocoder": ({"causal", "windowed", "side_stream"}, {"dit", "bigvgan"}),

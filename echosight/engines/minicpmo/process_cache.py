@@ -1,4 +1,4 @@
-"""What the model of one process has read of its conversation, and what it must read next.
+"""Tracks how much of its conversation the model of a process has read, and the steps that follow.
 
 MiniCPM-o keeps its KV cache inside; the only operations are to append to it and to reset it.
 """

@@ -4,7 +4,7 @@ Two KV caches of a conversation, the thinker's and the talker's, always equal th
 conversation's items. From the bottom up:
 
 - ``graphs`` CUDA graphs; ``vocoder`` codec frames to samples; ``word_timer`` times of spoken words
-- ``models`` what both families share (``base``), the families, their KV caches, positions, tokens and spectrogram
+- ``models`` both model families, their common base, KV caches, positions, tokens and spectrogram
 - ``context`` writes to a conversation's caches; ``user_turn`` writes a turn while the user speaks;
   ``conversation_cache`` keeps the caches in line with the conversation
 - ``generation`` one reply; ``model_runner`` everything that runs in the model's thread; ``batch_scheduler`` merges the

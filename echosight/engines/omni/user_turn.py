@@ -30,8 +30,9 @@ class CachedUserTurn:
         self.id = item_id
         self.start = context.end
         self._context = context
-        self._model = context.model
-        self._mel = self._model.new_mel()
+        self._tokens = context.model.tokens
+        self._encoders = context.model.encoders
+        self._mel = self._encoders.new_mel()
         self._waiting: list[tuple[int, ImageTokens]] = []
         """(sample at which it was shown, image) of images that are not yet written."""
         self._images: list[ImagePart] = []
@@ -74,21 +75,21 @@ class CachedUserTurn:
         self.catch_up(item)
         self._write_tail()
         for text in _texts(item):
-            self._write(self._model.tokens.encode(text))
-        self._write(self._model.tokens.footer)
+            self._write(self._tokens.encode(text))
+        self._write(self._tokens.footer)
 
     def _add_image(self, part: ImagePart) -> None:
         """Encode an image now; it is written at its place in the speech."""
-        self._waiting.append((part.at_ms * INPUT_SAMPLE_RATE // 1000, self._model.encode_image(part.frame)))
+        self._waiting.append((part.at_ms * INPUT_SAMPLE_RATE // 1000, self._encoders.encode_image(part.frame)))
         self._images.append(part)
 
     def _write_window(self, frames: torch.Tensor) -> None:
-        self._write_images(self._windows * self._model.window * self._model.hop)
+        self._write_images(self._windows * self._encoders.window * self._encoders.hop)
         self._write_speech(frames)
         self._windows += 1
 
     def _write_tail(self) -> None:
-        self._write_images(self._windows * self._model.window * self._model.hop)
+        self._write_images(self._windows * self._encoders.window * self._encoders.hop)
         frames = self._mel.flush()
         if len(frames) >= MIN_FRAMES:
             self._write_speech(frames)
@@ -97,19 +98,19 @@ class CachedUserTurn:
 
     def _write_speech(self, frames: torch.Tensor) -> None:
         if not self._in_speech:
-            self._write((self._model.tokens.audio_start,))
+            self._write((self._tokens.audio_start,))
             self._in_speech = True
-        self._context.write_speech(self._model.encode_speech(frames), ROLE)
+        self._context.write_speech(self._encoders.encode_speech(frames), ROLE)
 
     def _end_speech(self) -> None:
         if self._in_speech:
-            self._write((self._model.tokens.audio_end,))
+            self._write((self._tokens.audio_end,))
             self._in_speech = False
 
     def _write_images(self, sample: int | None) -> None:
         """Write the images shown up to `sample`; None means all."""
-        due = [image for shown, image in self._waiting if sample is None or shown <= sample]
-        self._waiting = [(shown, image) for shown, image in self._waiting if sample is not None and shown > sample]
+        due = [image for start, image in self._waiting if sample is None or start <= sample]
+        self._waiting = [(start, image) for start, image in self._waiting if sample is not None and start > sample]
         if due:
             self._end_speech()
             self._write(())
@@ -119,7 +120,7 @@ class CachedUserTurn:
     def _write(self, ids: tuple[int, ...]) -> None:
         """Write tokens, behind the message's header if it is not written yet."""
         if not self._has_header:
-            ids = (*self._model.tokens.header(ROLE), *ids)
+            ids = (*self._tokens.header(ROLE), *ids)
             self._has_header = True
         if ids:
             self._context.write(ids, ROLE)

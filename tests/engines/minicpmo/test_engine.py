@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import signal
@@ -19,13 +18,12 @@ from PIL import Image
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, UserTurn
 from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.minicpmo import engine as minicpmo
-from echosight.engines.minicpmo.engine import MODULE, MiniCpmEngine, detect_version, load
-from echosight.errors import EngineFailure, EngineFull, SetupError
+from echosight.engines.minicpmo.engine import MODULE, MiniCpmEngine
+from echosight.errors import EngineFailure, EngineFull
 from echosight.media import AudioChunk, ImageFrame, Transcript
 from echosight.options import GenerateOptions
 from tests.engines.minicpmo.standin import write_voice
 
-ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = AudioChunk(bytes(24_000), 8_000)
 """A second and a half of a voice."""
 SPOKEN = GenerateOptions(voice_sample=SAMPLE)
@@ -243,16 +241,6 @@ async def test_an_stt_transcribes_each_turn_and_forgets_it() -> None:
     await engine.close()
 
 
-async def test_the_process_needs_no_package_of_the_servers_environment() -> None:
-    """It runs where only the model's requirements are installed; numpy and Pillow are among them."""
-    modules = f"{MODULE}, echosight.engines.runtime.huggingface.source"
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}"
-    pipe = asyncio.subprocess.PIPE
-    python = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", "-c", program, stderr=pipe)
-    _, errors = await python.communicate()
-    assert python.returncode == 0, errors.decode()
-
-
 async def test_a_failing_model_fails_one_response_only(engine: MiniCpmEngine, version: str) -> None:
     if version == "45":
         # Neither the request nor the checkpoint has a voice sample.
@@ -281,26 +269,3 @@ async def test_a_restarted_process_reads_the_conversation_again(engine: MiniCpmE
     read = await reply(engine, conversation)
     assert "u:one" in read
     assert "u:two" in read
-
-
-def test_the_version_comes_from_the_config_or_the_name(tmp_path: Path) -> None:
-    assert detect_version("openbmb/MiniCPM-o-2_6") == "2.6"
-    assert detect_version("openbmb/MiniCPM-o-4_5-awq") == "4.5"
-    (tmp_path / "config.json").write_text('{"version": "4.5"}')
-    assert detect_version(str(tmp_path)) == "4.5"
-    (tmp_path / "config.json").write_text('{"version": 2.6}')
-    assert detect_version(str(tmp_path)) == "2.6"
-
-
-def test_a_missing_requirement_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SetupError, match="pip install uv"):
-        load("openbmb/MiniCPM-o-2_6")
-    uv = tmp_path / "uv"
-    uv.touch(mode=0o755)
-    with pytest.raises(SetupError, match="CUDA GPU with 19 GB"):
-        load("openbmb/MiniCPM-o-2_6")
-    monkeypatch.setattr(minicpmo, "free_gpu_mib", lambda: 50_000)
-    engine = load("openbmb/MiniCPM-o-4_5")
-    assert engine.capacity == 2
-    assert "transformers==4.51.0" in engine._caches[0].process._command

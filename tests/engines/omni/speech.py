@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from echosight.audio.pcm import pcm_to_float
 from echosight.conversation import AudioPart, ImagePart, Item, Part, TextPart, pcm_part
 from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.omni.conversation_cache import ConversationCache, ConversationSnapshot
@@ -30,6 +31,18 @@ def sound(seconds: float, seed: int = 0) -> bytes:
     tone = loudness * np.sin(2 * np.pi * (200 + 20 * seed + 300 * np.sin(np.pi * time)) * time)
     noise = 0.005 * np.random.default_rng(seed).standard_normal(count)
     return ((tone + noise) * 32767).astype("<i2").tobytes()
+
+
+def extract_features(extractor: Any, pcm: bytes, *, zero_tail: bool) -> Any:
+    """The output of a transformers feature extractor for PCM16; `zero_tail` as in `StreamingLogMel`."""
+    return extractor(
+        pcm_to_float(pcm),
+        sampling_rate=INPUT_SAMPLE_RATE,
+        padding="max_length" if zero_tail else True,
+        truncation=False,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
 
 
 def image_frame(seed: int = 0) -> ImageFrame:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from echosight.conversation import ImagePart, Item, TextPart, pcm_part
-from echosight.engines.omni.conversation_cache import ConversationCache
+from echosight.engines.omni.conversation_cache import ConversationCache, ConversationSnapshot
 from echosight.engines.omni.model_runner import ModelRunner
 from echosight.errors import EngineFailure
 from tests.engines.omni.speech import (
@@ -45,6 +45,12 @@ def test_edits_of_the_conversation_reach_the_caches(runner: ModelRunner, model: 
         )
 
 
+def error_of(cache: ConversationCache, model: Any, seen: ConversationSnapshot) -> float:
+    """The largest difference between logits on a cache and on a fresh one."""
+    fresh = ConversationCache(model, 3000)
+    return float((first_logits(cache, seen) - first_logits(fresh, seen)).abs().max())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_sequence_of_edits_leaves_exact_caches(runner: ModelRunner, model: Any, seed: int) -> None:
     rng, system = random.Random(seed), SYSTEM
@@ -54,42 +60,42 @@ def test_any_sequence_of_edits_leaves_exact_caches(runner: ModelRunner, model: A
             case "turn":
                 pcm = sound(rng.choice([0.4, 2.3]), step)
                 turn = user(f"u{step}", pcm_part(pcm), TextPart(f"words {step}"))
-                with torch.inference_mode():
-                    runner.prefill(
-                        snapshot(*items, turn=user(turn.id, pcm_part(pcm[: len(pcm) // 4 * 2])), system=system)
-                    )
+                half = user(turn.id, pcm_part(pcm[: len(pcm) // 4 * 2]))
+                runner.prefill(snapshot(*items, turn=half, system=system))
                 items.append(turn)
             case "reply":
-                reply = reply_to(
-                    runner, snapshot(*items, system=system), replace(spoken_request(model, 3), speaker=None)
-                )
+                request = replace(spoken_request(model, 3), speaker=None)
+                reply = reply_to(runner, snapshot(*items, system=system), request)
                 # Never the whole reply: the tokenizer may split its text into other tokens than the sampled ones.
                 items.append(assistant(f"a{step}", f"{reply.text[:1]} at {step}"))
             case "cancel":
                 generation = runner.start(snapshot(*items, system=system), spoken_request(model))
                 runner.step([generation])
                 runner.finish("talk", [generation])
-            case "delete" if items:
-                items.pop(rng.randrange(len(items)))
-            case "edit" if items:
-                index = rng.randrange(len(items))
-                items[index] = replace(
-                    items[index], version=items[index].version + 1, parts=(TextPart(f"edit {step}"),)
-                )
-            case "insert":
-                items.insert(rng.randint(0, len(items)), user(f"i{step}", TextPart(f"insert {step}")))
-            case "image":
-                items.append(user(f"p{step}", ImagePart(image_frame(step))))
             case "system" if rng.random() < 0.3:
                 system = f"You are number {step}."
+            case edit:
+                apply_edit(edit, items, step, rng)
         seen = snapshot(*items, system=system)
         cache = runner._caches.get("talk")
         if cache is not None and rng.random() < 0.5:
-            assert (
-                first_logits(cache, seen) - first_logits(ConversationCache(model, 3000), seen)
-            ).abs().max() <= CLOSE, step
-    cache = runner._caches["talk"]
-    assert (first_logits(cache, seen) - first_logits(ConversationCache(model, 3000), seen)).abs().max() <= CLOSE
+            assert error_of(cache, model, seen) <= CLOSE, step
+    assert error_of(runner._caches["talk"], model, seen) <= CLOSE
+
+
+def apply_edit(edit: str, items: list[Item], step: int, rng: random.Random) -> None:
+    """Delete, edit or insert an item at random, or append an image."""
+    match edit:
+        case "delete" if items:
+            items.pop(rng.randrange(len(items)))
+        case "edit" if items:
+            index = rng.randrange(len(items))
+            old = items[index]
+            items[index] = replace(old, version=old.version + 1, parts=(TextPart(f"edit {step}"),))
+        case "insert":
+            items.insert(rng.randint(0, len(items)), user(f"i{step}", TextPart(f"insert {step}")))
+        case "image":
+            items.append(user(f"p{step}", ImagePart(image_frame(step))))
 
 
 def test_a_late_transcript_keeps_the_cache(runner: ModelRunner, model: Any) -> None:
@@ -112,9 +118,9 @@ def test_a_full_context_drops_the_oldest_whole_turns(model: Any) -> None:
     cache = ConversationCache(model, 400)
     logits = first_logits(cache, snapshot(*turns, last))
     assert cache._dropped_ids and turns[-2].id not in cache._dropped_ids
-    kept = [item for item in turns if item.id not in cache._dropped_ids]
-    assert kept[0].role == "user"
-    assert (logits - first_logits(ConversationCache(model, 3000), snapshot(*kept, last))).abs().max() <= CLOSE
+    remaining = [item for item in turns if item.id not in cache._dropped_ids]
+    assert remaining[0].role == "user"
+    assert (logits - first_logits(ConversationCache(model, 3000), snapshot(*remaining, last))).abs().max() <= CLOSE
     computed = cache.context.computed
     first_logits(cache, snapshot(*turns, last, assistant("x", "so"), user("y", TextPart("go on"))))
     assert computed < cache.context.computed <= 400, "a conversation that still fitted was computed again"

@@ -108,7 +108,7 @@ async def test_a_conversation_of_two_turns(engine: OmniEngine) -> None:
 
 async def test_speech_is_prefilled_while_the_user_speaks(engine: OmniEngine) -> None:
     conversation = Conversation()
-    await speak(engine, conversation, seconds=engine._runner.model.window / 100 + 0.5)
+    await speak(engine, conversation, seconds=engine._runner.model.encoders.window / 100 + 0.5)
     chunks = await collect(engine.generate(conversation, GenerateOptions(max_output_tokens=2, speech=False)))
     assert [type(chunk) for chunk in chunks][-1] is GenerationSummary
     assert not any(isinstance(chunk, SpeechChunk) for chunk in chunks)

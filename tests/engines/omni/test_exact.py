@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,6 +24,7 @@ from tests.engines.omni.speech import (
     SECOND,
     SYSTEM,
     assistant,
+    extract_features,
     first_logits,
     image_frame,
     reply_to,
@@ -36,22 +36,14 @@ from tests.engines.omni.speech import (
 )
 
 
-def in_one_pass(model: Any, extract: Any, pcm: bytes, cuts: list[int], image: Any, text: str, order: str) -> Any:
+def in_one_pass(model: Any, extractor: Any, pcm: bytes, cuts: list[int], image: Any, text: str, order: str) -> Any:
     """Logits (vocabulary,) of upstream's forward over the whole prompt, with positions that it computes itself.
 
     `order` has a letter for each part of the user's turn: s the next part of the speech (`cuts`: where they end, in
     frames), i the image, t the text.
     """
-    tokens, images = model.tokens, model._images
-    wave = (np.frombuffer(pcm, "<i2") / 32768).astype("f4")
-    whole = extract(
-        wave,
-        sampling_rate=16000,
-        padding="max_length" if model.zero_tail else True,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
+    tokens, images = model.tokens, model.encoders.images
+    whole = extract_features(extractor, pcm, zero_tail=model.encoders.zero_tail)
     frames = int(whole["attention_mask"].sum())
     parts = torch.tensor_split(whole["input_features"][0, :, :frames], cuts, 1)
     longest = max(part.shape[1] for part in parts)
@@ -65,7 +57,7 @@ def in_one_pass(model: Any, extract: Any, pcm: bytes, cuts: list[int], image: An
         for letter in order:
             match letter:
                 case "s":
-                    count = len(model.encode_speech(next(speech).T))
+                    count = len(model.encoders.encode_speech(next(speech).T))
                     ids += [tokens.audio_start, *[model.audio_token] * count, tokens.audio_end]
                 case "i":
                     ids += [tokens.image_start, *[model.image_token] * image_tokens, tokens.image_end]
@@ -84,14 +76,14 @@ def in_one_pass(model: Any, extract: Any, pcm: bytes, cuts: list[int], image: An
 
 
 @pytest.fixture
-def extract(folders: dict[str, Path], model_type: str) -> Any:
+def extractor(folders: dict[str, Path], model_type: str) -> Any:
     reader: Any = AutoFeatureExtractor
     return reader.from_pretrained(folders[model_type])
 
 
 def long_speech(model: Any) -> bytes:
     """A little more than two windows of the encoder."""
-    return sound(2 * model.window / 100 + 1.337)
+    return sound(2 * model.encoders.window / 100 + 1.337)
 
 
 def growing(pcm: bytes, step: int, *more: Part) -> list[Item]:
@@ -104,9 +96,9 @@ def decode(part: ImagePart) -> Any:
 
 
 @pytest.mark.parametrize("shown", ["behind the speech", "within the speech"])
-def test_prefill_during_speech_equals_one_pass(model: Any, extract: Any, shown: str) -> None:
+def test_prefill_during_speech_equals_one_pass(model: Any, extractor: Any, shown: str) -> None:
     pcm = long_speech(model)
-    length = model.window * 10
+    length = model.encoders.window * 10
     at_ms = len(pcm) // 32 if shown == "behind the speech" else length - 300
     part = ImagePart(image_frame(), at_ms)
     cache = ConversationCache(model, 3000)
@@ -116,8 +108,8 @@ def test_prefill_during_speech_equals_one_pass(model: Any, extract: Any, shown: 
             cache.prefill_turn(snapshot(turn=Item("user", (*item.parts, *visible), "one")))
         assert cache.context.computed > 20, "nothing was computed while the user spoke"
     logits = first_logits(cache, snapshot(user("one", pcm_part(pcm), part, TextPart("look"))))
-    cuts, order = ([], "sit") if shown == "behind the speech" else ([model.window], "sist")
-    reference = in_one_pass(model, extract, pcm, cuts, decode(part), "look", order)
+    cuts, order = ([], "sit") if shown == "behind the speech" else ([model.encoders.window], "sist")
+    reference = in_one_pass(model, extractor, pcm, cuts, decode(part), "look", order)
     assert (logits - reference).abs().max() <= CLOSE
 
 
@@ -134,7 +126,7 @@ def test_packets_of_any_size_give_equal_caches(model: Any, step: int) -> None:
 
 def test_the_next_turn_on_a_kept_cache_equals_a_fresh_computation(runner: ModelRunner, model: Any) -> None:
     reply = reply_to(runner, snapshot(FIRST), spoken_request(model))
-    kept = runner._caches["talk"]
+    cache = runner._caches["talk"]
     fresh = ConversationCache(model, 3000)
     with torch.inference_mode():
         fresh.begin_reply(snapshot(FIRST), None)
@@ -143,11 +135,11 @@ def test_the_next_turn_on_a_kept_cache_equals_a_fresh_computation(runner: ModelR
         fresh.context.flush()
         fresh.keep_reply(reply.text)
     seen = snapshot(FIRST, assistant("reply", reply.text), SECOND)
-    before = kept.context.computed
-    logits = first_logits(kept, seen)
-    assert kept.context.computed > before, "the reply was not kept"
+    before = cache.context.computed
+    logits = first_logits(cache, seen)
+    assert cache.context.computed > before, "the reply was not kept"
     assert (logits - first_logits(fresh, seen)).abs().max() <= CLOSE
-    talkers = [cache.context.kv.talker.layers[-1].keys for cache in (kept, fresh)]
+    talkers = [each.context.kv.talker.layers[-1].keys for each in (cache, fresh)]
     assert (talkers[0] - talkers[1]).abs().max() <= CLOSE
 
 

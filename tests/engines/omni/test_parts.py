@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, WhisperFeatureExtractor
 
+from echosight.audio.pcm import pcm_to_float
 from echosight.engines.omni.models.batched_kv_cache import BatchedKvCache
 from echosight.engines.omni.models.kv_caches import trim
 from echosight.engines.omni.models.mel import StreamingLogMel
@@ -23,7 +24,7 @@ from echosight.engines.runtime.sampling import (
     sample,
 )
 from tests.engines.omni import tiny
-from tests.engines.omni.speech import sound
+from tests.engines.omni.speech import extract_features, sound
 
 
 # Without padding the extractor cannot reflect audio shorter than half a transform.
@@ -33,23 +34,17 @@ from tests.engines.omni.speech import sound
 )
 def test_the_spectrogram_equals_that_of_the_feature_extractor(zero_tail: bool, samples: int) -> None:
     whisper: Any = WhisperFeatureExtractor
-    extract = whisper(feature_size=128, sampling_rate=16000, hop_length=160, n_fft=400, chunk_length=30)
-    wave = (np.frombuffer(sound(samples / 16000 + 0.1), "<i2")[:samples] / 32768).astype("f4")
-    reference = extract(
-        wave,
-        sampling_rate=16000,
-        padding="max_length" if zero_tail else True,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
+    extractor = whisper(feature_size=128, sampling_rate=16000, hop_length=160, n_fft=400, chunk_length=30)
+    pcm = sound(samples / 16000 + 0.1)[: 2 * samples]
+    reference = extract_features(extractor, pcm, zero_tail=zero_tail)
     expected = reference["input_features"][0, :, : int(reference["attention_mask"].sum())].T
     mel = StreamingLogMel(
-        torch.from_numpy(np.asarray(extract.mel_filters)).float(), n_fft=400, hop=160, window=200, zero_tail=zero_tail
+        torch.from_numpy(np.asarray(extractor.mel_filters)).float(), n_fft=400, hop=160, window=200, zero_tail=zero_tail
     )
+    wave = torch.from_numpy(pcm_to_float(pcm))
     frames = []
     for start in range(0, samples, 321):
-        frames += mel.push(torch.from_numpy(wave[start : start + 321]))
+        frames += mel.push(wave[start : start + 321])
     assert all(len(window) == 200 for window in frames)
     found = torch.cat([*frames, mel.flush()])
     assert found.shape == expected.shape

@@ -18,7 +18,7 @@ from echosight.engines.omni.vocoder.bigvgan import synthesize
 from echosight.engines.omni.vocoder.causal import CausalVocoder
 from echosight.engines.omni.vocoder.dit import VoiceConditioning, diffuse
 from echosight.engines.omni.vocoder.windowed import WindowedVocoder
-from tests.engines.omni.speech import SYSTEM, Reply, reply_to, snapshot, sound, spoken_request, user
+from tests.engines.omni.speech import SYSTEM, Reply, extract_features, reply_to, snapshot, sound, spoken_request, user
 
 SPEECH = sound(2.7, 5)
 TURN = user("one", pcm_part(SPEECH), TextPart("look"))
@@ -35,18 +35,11 @@ def no_gradients() -> Iterator[None]:
 def prompt_of(model: Any, folder: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The conversation's prompt for upstream: token ids (1, n) and the feature extractor's output."""
     reader: Any = AutoFeatureExtractor
-    mel = reader.from_pretrained(folder)(
-        (np.frombuffer(SPEECH, "<i2") / 32768).astype("f4"),
-        sampling_rate=16000,
-        padding="max_length" if model.zero_tail else True,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
+    mel = extract_features(reader.from_pretrained(folder), SPEECH, zero_tail=model.encoders.zero_tail)
     frames = int(mel["attention_mask"].sum())
     tokens = model.tokens
     with torch.inference_mode():
-        count = len(model.encode_speech(mel["input_features"][0, :, :frames].T))
+        count = len(model.encoders.encode_speech(mel["input_features"][0, :, :frames].T))
     ids = [*tokens.header("system"), *tokens.encode(SYSTEM), *tokens.footer, *tokens.header("user")]
     ids += [tokens.audio_start, *[model.audio_token] * count, tokens.audio_end, *tokens.encode("look")]
     prompt = torch.tensor([[*ids, *tokens.footer, *tokens.header("assistant")]])
@@ -58,6 +51,15 @@ def reply(runner: ModelRunner, model: Any) -> Reply:
     return reply_to(runner, snapshot(TURN), spoken_request(model, TOKENS))
 
 
+def talker_inputs(model: Any, ids: torch.Tensor, features: dict[str, Any]) -> torch.Tensor:
+    """Upstream's rule for Qwen2.5: embedding plus hidden state (1, n, hidden); for speech the hidden state alone."""
+    out = model.thinker(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **features)
+    embeddings = out.hidden_states[0].clone()
+    embeddings[ids == model.audio_token] = 0
+    inputs: torch.Tensor = embeddings + out.hidden_states[-1]
+    return inputs
+
+
 def codes_of_qwen2_5(
     model: Any, prompt: torch.Tensor, features: dict[str, Any], tokens: list[int], n: int
 ) -> list[int]:
@@ -66,12 +68,8 @@ def codes_of_qwen2_5(
     `generate` drops a mask of ones, and with it the talker's own start tokens and positions; so this loop calls the
     talker with the mask.
     """
-    thinker, talker = model.thinker, model.talker
-    whole = torch.cat([prompt, torch.tensor([tokens])], 1)
-    out = thinker(input_ids=whole, attention_mask=torch.ones_like(whole), output_hidden_states=True, **features)
-    embeddings = out.hidden_states[0].clone()
-    embeddings[whole == model.audio_token] = 0
-    inputs = embeddings + out.hidden_states[-1]
+    talker = model.talker
+    inputs = talker_inputs(model, torch.cat([prompt, torch.tensor([tokens])], 1), features)
     length = prompt.shape[1]
     voice = model.model.speaker_map[model.speakers[0]]["bos_token"]
     rest = torch.cat([inputs[:, length + 1 :], model.talker_end_input()[None], model.talker_pad_input()[None]], 1)

@@ -48,7 +48,7 @@ class TextGenerator:
     def prefill(self, request: PromptRequest, partial: str) -> Generator[None, None, None]:
         """Compute the prompt up to `partial`, the words that the user has spoken so far; one step for each `next`."""
         if not self.model.can_rewind:
-            # Words that the user turns out not to have said could not be taken back.
+            # A wrong partial transcript could not be removed from the cache again.
             return
         segments = self.template.stable_prefix(request, partial)
         if not segments or _count(segments) > self.model.context_size - self._reply_limit(None):

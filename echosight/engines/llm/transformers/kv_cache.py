@@ -43,7 +43,7 @@ class KvCache:
 class CachedModel:
     """A causal transformers model with the KV caches of its conversations, at most `limit_bytes` of them.
 
-    The cache of the conversation in use is kept also where it alone exceeds the limit.
+    The most recently used cache is kept even where it alone exceeds the limit.
     """
 
     def __init__(self, model: Any, limit_bytes: int) -> None:
@@ -87,18 +87,18 @@ class CachedModel:
         With `recompute_last` the prefix excludes the prompt's last token, so that `prefill` gives the logits behind
         it; without, a cache that already holds the whole prompt stays as it is.
         """
-        wanted = [key for segment in segments for key in segment.cache_keys]
+        target = [key for segment in segments for key in segment.cache_keys]
         held = len(cache.cache_keys)
         common = next(
-            (n for n, (a, b) in enumerate(zip(cache.cache_keys, wanted, strict=False)) if a != b),
-            min(held, len(wanted)),
+            (n for n, (a, b) in enumerate(zip(cache.cache_keys, target, strict=False)) if a != b),
+            min(held, len(target)),
         )
         if recompute_last:
-            common = max(0, min(common, len(wanted) - 1))
-        elif common == len(wanted):
+            common = max(0, min(common, len(target) - 1))
+        elif common == len(target):
             return common
         # An image is computed in one step, so its tokens are kept all or not at all.
-        while common < len(wanted) and isinstance(key := wanted[common], tuple) and key[1]:
+        while common < len(target) and isinstance(key := target[common], tuple) and key[1]:
             common -= 1
         if common < held and not (self.can_rewind and common):
             cache.cache, common = self._empty().cache, 0
@@ -155,7 +155,7 @@ class CachedModel:
         return logits
 
     def _positions(self, segment: PromptSegment, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, list[int]]:
-        """Positions of the tokens, (1, n) or (3, 1, n) with multimodal rotary positions, and what follows each."""
+        """Positions of the tokens, (1, n), or (3, 1, n) for multimodal rotary positions; and the one behind each."""
         count = tokens.shape[1]
         if segment.image_hash and self._rope_axes and segment.tensors is not None:
             assert self._rope_index is not None

@@ -1,21 +1,18 @@
-"""What both model families share: encoding, prefill and decode steps, with every position explicit."""
+"""What both model families share: prefill and decode steps, with every position explicit."""
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from echosight.engines.omni.graphs import GraphRecorder
 from echosight.engines.omni.models.batched_kv_cache import BatchedKvCache, DecodeStep
+from echosight.engines.omni.models.encoders import Encoders
 from echosight.engines.omni.models.kv_caches import KvCaches
-from echosight.engines.omni.models.mel import StreamingLogMel
-from echosight.engines.omni.models.segments import ImageTokens, Segment
+from echosight.engines.omni.models.segments import Segment
 from echosight.engines.omni.models.state import Limits, TalkerState, ThinkerState
 from echosight.engines.omni.models.tokens import ChatTokens
 from echosight.engines.omni.vocoder import Vocoder
@@ -26,7 +23,6 @@ from echosight.engines.runtime.sampling import (
     apply_repetition_penalty,
     sample,
 )
-from echosight.media import ImageFrame
 
 
 class OmniModel(ABC):
@@ -36,10 +32,6 @@ class OmniModel(ABC):
     and in its dtype unless stated otherwise; ids and positions are int64.
     """
 
-    window: int
-    """Mel frames of an encoder window."""
-    zero_tail: bool
-    """What the feature extractor assumes behind the end of the audio (see `StreamingLogMel`)."""
     codec_frame_ms: float
     """Milliseconds of speech in a codec frame."""
     audio_token: int
@@ -64,7 +56,7 @@ class OmniModel(ABC):
         self.has_talker: bool = model.has_talker
         self.talker: Any = model.talker if self.has_talker else None
         self.tokens = ChatTokens(tokenizer)
-        self.hop: int = extractor.hop_length
+        self.encoders = self._new_encoders(extractor, images)
         self.device: torch.device = model.thinker.device
         self.dtype: torch.dtype = model.thinker.dtype
         self.limits = limits
@@ -74,9 +66,6 @@ class OmniModel(ABC):
         stop_tokens = (self.tokens.end, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.text_stop_tokens = frozenset(token for token in stop_tokens if token is not None)
         self.text_sampling = SamplingParams.from_generation_config(getattr(model.thinker, "generation_config", None))
-        self._images = images
-        self._n_fft: int = extractor.n_fft
-        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters)).float()
         self.thinker_batch = self._new_batch(model.thinker.config.text_config, limits.context_tokens)
         if self.has_talker:
             length = limits.context_tokens + limits.speech_frames
@@ -86,32 +75,9 @@ class OmniModel(ABC):
         fixed = self.device.type != "cpu"
         return BatchedKvCache(self.device, self.dtype, config, rows=self.limits.batch_size, length=length, fixed=fixed)
 
-    # --- encoders ---------------------------------------------------------------------------------
-
-    def new_mel(self) -> StreamingLogMel:
-        """A spectrogram for the audio of one turn, in the settings of the checkpoint's feature extractor."""
-        return StreamingLogMel(
-            self._filters, n_fft=self._n_fft, hop=self.hop, window=self.window, zero_tail=self.zero_tail
-        )
-
-    def encode_speech(self, frames: torch.Tensor) -> torch.Tensor:
-        """Mel frames (at most window, mels) float32 on the CPU to features (n, hidden)."""
-        lengths = torch.tensor([len(frames)], device=self.device)
-        features = frames.T.to(self.device, self.dtype)
-        encoded: torch.Tensor = self.thinker.model.audio_tower(features, feature_lens=lengths).last_hidden_state
-        return encoded
-
-    def encode_image(self, frame: ImageFrame) -> ImageTokens:
-        """The features of a still image. Raises OSError where it cannot be decoded."""
-        with Image.open(io.BytesIO(frame.data)) as image:
-            pixels = self._images(images=[image.convert("RGB")], return_tensors="pt")
-        grid = pixels["image_grid_thw"]
-        output = self.thinker.get_image_features(
-            pixels["pixel_values"].to(self.device), grid.to(self.device), return_dict=True
-        )
-        deepstack = tuple(_concat(layer) for layer in getattr(output, "deepstack_features", None) or ())
-        merge = self._images.merge_size
-        return ImageTokens(_concat(output.pooler_output), deepstack, int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)
+    @abstractmethod
+    def _new_encoders(self, extractor: Any, images: Any) -> Encoders:
+        """The encoders, with the window of this family."""
 
     # --- prefill ----------------------------------------------------------------------------------
 
@@ -295,9 +261,3 @@ class OmniModel(ABC):
         logits = apply_repetition_penalty(logits.float(), seen_codes, sampling.repetition_penalty)
         codes = sample(logits.masked_fill(self.suppressed_codes, -float("inf")), uniform, sampling)
         return codes, seen_codes.scatter(1, codes[:, None], True)
-
-
-def _concat(features: Any) -> torch.Tensor:
-    """Some versions of transformers give one tensor for each image, in a tuple; here there is one image."""
-    joined: torch.Tensor = torch.cat(tuple(features)) if isinstance(features, tuple | list) else features
-    return joined

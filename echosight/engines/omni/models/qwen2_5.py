@@ -10,6 +10,7 @@ import torch
 from echosight.engines.omni.graphs import GraphRecorder
 from echosight.engines.omni.models.base import OmniModel
 from echosight.engines.omni.models.batched_kv_cache import DecodeStep
+from echosight.engines.omni.models.encoders import Encoders
 from echosight.engines.omni.models.kv_caches import KvCaches, trim
 from echosight.engines.omni.models.positions import decode_positions, text_positions
 from echosight.engines.omni.models.segments import Segment
@@ -26,7 +27,6 @@ class Qwen2_5Omni(OmniModel):
     Both caches hold the same tokens at the same positions.
     """
 
-    zero_tail = True
     codec_frame_ms = 20.0
     speech_sampling = SamplingParams(temperature=0.9, top_p=0.8, top_k=40, repetition_penalty=1.05)
     # The model card requires these words for speech.
@@ -40,7 +40,6 @@ class Qwen2_5Omni(OmniModel):
     ) -> None:
         super().__init__(model, tokenizer, extractor, images, limits, recorder)
         config = model.config.thinker_config
-        self.window = config.audio_config.n_window * 2
         self.audio_token = config.audio_token_index
         self.image_token = config.image_token_index
         self.speakers = tuple(model.speaker_map) if self.has_talker else ()
@@ -106,6 +105,10 @@ class Qwen2_5Omni(OmniModel):
             dit = self.model.token2wav.code2wav_dit_model
             self._voices[speaker] = VoiceConditioning(dit, entry["cond"], entry["ref_mel"])
         return WindowedVocoder(self.model.token2wav, self._voices[speaker], self.vocoder_recorder, seed=seed)
+
+    def _new_encoders(self, extractor: Any, images: Any) -> Encoders:
+        window = self.thinker.config.audio_config.n_window * 2
+        return Encoders(self.thinker, extractor, images, window=window, zero_tail=True)
 
     def _talker_config(self) -> Any:
         return self.talker.config

@@ -10,6 +10,7 @@ import torch
 from echosight.engines.omni.graphs import GraphRecorder
 from echosight.engines.omni.models.base import OmniModel
 from echosight.engines.omni.models.batched_kv_cache import DecodeStep, ScratchCache
+from echosight.engines.omni.models.encoders import Encoders
 from echosight.engines.omni.models.kv_caches import KvCaches, trim
 from echosight.engines.omni.models.positions import decode_positions, text_positions
 from echosight.engines.omni.models.segments import Segment
@@ -21,7 +22,7 @@ from echosight.engines.runtime.sampling import BatchSamplingParams, Rng, Samplin
 SPECIAL_CODES = 1024
 """The last ids of the talker's vocabulary are special tokens, which upstream suppresses."""
 RESIDUAL_SAMPLING = SamplingParams(temperature=1.0, top_p=0.8, top_k=50)
-"""Of the codes behind the first of a frame: what upstream's code predictor uses."""
+"""For the codes behind the first of a frame; upstream's code predictor has the same parameters."""
 
 
 class Qwen3Omni(OmniModel):
@@ -31,7 +32,6 @@ class Qwen3Omni(OmniModel):
     the thinker's hidden states of one layer.
     """
 
-    zero_tail = False
     codec_frame_ms = 80.0
     speech_sampling = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.05)
 
@@ -40,7 +40,6 @@ class Qwen3Omni(OmniModel):
     ) -> None:
         super().__init__(model, tokenizer, extractor, images, limits, recorder)
         config = model.config.thinker_config
-        self.window = config.audio_config.n_window_infer
         self.audio_token = config.audio_token_id
         self.image_token = config.image_token_id
         self._config = model.config
@@ -108,6 +107,10 @@ class Qwen3Omni(OmniModel):
     def new_vocoder(self, speaker: str, seed: int | None) -> Vocoder:
         """See `OmniModel.new_vocoder`. The speech depends on neither argument: the codes already carry the voice."""
         return CausalVocoder(self.model.code2wav, self.vocoder_recorder)
+
+    def _new_encoders(self, extractor: Any, images: Any) -> Encoders:
+        window = self.thinker.config.audio_config.n_window_infer
+        return Encoders(self.thinker, extractor, images, window=window, zero_tail=False)
 
     def _talker_config(self) -> Any:
         return self.talker.config.text_config

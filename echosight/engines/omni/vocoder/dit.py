@@ -34,9 +34,9 @@ def diffuse(
 ) -> torch.Tensor:
     """Mel spectrogram (1, frames, mels) of `codes` (1, n) int64, from `noise` of the result's shape.
 
-    `Qwen2_5OmniToken2WavDiTModel.sample` of transformers' ``modeling_qwen2_5_omni.py``, but what stays the same in all
-    36 evaluations of the network is computed once. Classifier-free guidance (Ho & Salimans 2022) runs as a batch of
-    two, with and without voice and codes. `speaker` and `reference` are those of `VoiceConditioning`.
+    `Qwen2_5OmniToken2WavDiTModel.sample` of transformers' ``modeling_qwen2_5_omni.py``, but everything that is the
+    same in all 36 evaluations of the network is computed once. Classifier-free guidance (Ho & Salimans 2022) runs as a
+    batch of two, with and without voice and codes. `speaker` and `reference` are those of `VoiceConditioning`.
     """
     frames = noise.shape[1]
     text = torch.cat([dit.text_embed(codes), dit.text_embed(codes, drop_code=True)])

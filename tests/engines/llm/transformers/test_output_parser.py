@@ -14,7 +14,7 @@ Parsed = tuple[str, list[tuple[str, str]]]
 CASES: dict[str, tuple[str, str, Parsed]] = {
     "plain": ("", "Hello there. 1 < 2 <b>", ("Hello there. 1 < 2 <b>", [])),
     "thoughts": ("", "<think>\nhm\n</think>\n\nYes.", ("Yes.", [])),
-    "begun thoughts": ("<|im_start|>assistant\n<think>\n", "hm</think>\n\nYes.", ("Yes.", [])),
+    "thoughts begun by the prompt": ("<|im_start|>assistant\n<think>\n", "hm</think>\n\nYes.", ("Yes.", [])),
     "ended thoughts": ("<think>\n\n</think>\n\n", "Yes.", ("Yes.", [])),
     "call": (
         "",
@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, str, Parsed]] = {
         '<tool_call>{"name": "a", "arguments": {}}</tool_call>\n<tool_call>{"name": "b", "arguments": ""}</tool_call>',
         ("", [("a", "{}"), ("b", "")]),
     ),
-    "begun call": ("<tool_call>\n", '{"name": "a", "arguments": {}}</tool_call>', ("", [("a", "{}")])),
+    "call begun by the prompt": ("<tool_call>\n", '{"name": "a", "arguments": {}}</tool_call>', ("", [("a", "{}")])),
     "call left open": ("", '<tool_call>{"name": "a", "arguments": {}}', ("", [("a", "{}")])),
     "broken call": ("", "<tool_call>{oops</tool_call>Sorry.", ("Sorry.", [])),
     "mention of calls": ("Use <tool_call> to call. Hi.", "Hello", ("Hello", [])),
