@@ -88,7 +88,7 @@ class Generation:
             self.speech = SpeechOutput(model, talker, request.speaker, request.seed, self._side_stream)
         self._on_sampled(self.thinker.token)
 
-    def on_step(self, talker_input: torch.Tensor) -> None:
+    def on_token(self, talker_input: torch.Tensor) -> None:
         """The thinker computed a token, with its `talker_input` (1, width), and sampled the next into `thinker`."""
         self._talker_inputs.append(talker_input)
         if len(self.tokens) >= self._max_tokens:
@@ -245,7 +245,7 @@ def step(model: OmniModel, generations: Sequence[Generation]) -> None:
     if thinking:
         talker_inputs = model.step_thinker([generation.thinker for generation in thinking])
         for generation, talker_input in zip(thinking, talker_inputs, strict=True):
-            generation.on_step(talker_input[None])
+            generation.on_token(talker_input[None])
     talking = [
         (speech, talker_input)
         for generation in generations
