@@ -107,9 +107,9 @@ def _name(part: Any) -> str:
 LLMS: PartRegistry[LLM] = PartRegistry(
     "--model",
     {
-        "echo": "llm.echo:chat",
-        "llama": "llm.llama_cpp:chat",
-        "local": "llm.transformers.chat:chat",
+        "echo": "llm.echo:make_llm",
+        "llama": "llm.llama_cpp:make_llm",
+        "local": "llm.transformers.chat:make_llm",
         "openai": "llm.openai_http:openai",
         "groq": "llm.openai_http:groq",
         "deepseek": "llm.openai_http:deepseek",

@@ -45,9 +45,9 @@ def _demo(settings: Settings) -> Engine:
 def _chat(spec: str, settings: Settings) -> LLM:
     """A chat by its name, address, file, folder or Hugging Face id."""
     if spec.startswith(("http://", "https://")):
-        from echosight.engines.llm.openai_http import at
+        from echosight.engines.llm.openai_http import from_url
 
-        return at(spec, settings)
+        return from_url(spec, settings)
     if spec.partition(":")[0] in LLMS.makers:
         return LLMS.make(spec, settings)
     if spec.endswith(".gguf"):
@@ -68,13 +68,13 @@ def _config(spec: str) -> dict[str, Any]:
 def _omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    return load_omni(source, device=settings.device, transcriber=_scribe(settings))
+    return load_omni(source, device=settings.device, stt=_scribe(settings))
 
 
 def _minicpmo(source: str, settings: Settings) -> Engine:
     from echosight.engines.minicpmo import engine as minicpmo
 
-    return minicpmo.load(source, transcriber=_scribe(settings))
+    return minicpmo.load(source, stt=_scribe(settings))
 
 
 def _scribe(settings: Settings) -> STT | None:

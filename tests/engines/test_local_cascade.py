@@ -10,7 +10,7 @@ import pytest
 from echosight.conversation import AudioPart, Conversation, UserTurn
 from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.llm.transformers.chat import TransformersLLM, build_author
+from echosight.engines.llm.transformers.chat import TransformersLLM, build_generator
 from echosight.engines.stt.whisper import Decoder, Guards, WhisperSTT, read_model
 from echosight.engines.tts.vits import voice
 from echosight.options import GenerateOptions
@@ -35,7 +35,7 @@ async def cascade(tmp_path: Path) -> AsyncIterator[Cascade]:
     sure = Guards(no_speech=2, log_probability=-99, compression_ratio=999)
     made = Cascade(
         WhisperSTT("whisper", lambda: Decoder(read_model(str(whisper)), sure)),
-        TransformersLLM("llama", lambda: build_author(str(folders[1])), seed=0),
+        TransformersLLM("llama", lambda: build_generator(str(folders[1])), seed=0),
         voice(str(folders[2]), Settings()),
     )
     await made.start()

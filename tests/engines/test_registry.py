@@ -45,7 +45,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
                 raise SetupError(f"{name} is not installed")
             return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
 
-        return SimpleNamespace(**dict.fromkeys(("chat", "transcriber", "voice", "openai", "groq", "deepseek"), make))
+        return SimpleNamespace(
+            **dict.fromkeys(("make_llm", "transcriber", "voice", "openai", "groq", "deepseek"), make)
+        )
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", module)
     return names
@@ -136,8 +138,8 @@ def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch
 def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[tuple[str, str]] = []
 
-    def make(source: str, *, transcriber: STT | None) -> Any:
-        made.append((source, transcriber.name if transcriber else "nobody"))
+    def make(source: str, *, stt: STT | None) -> Any:
+        made.append((source, stt.name if stt else "nobody"))
         return made
 
     monkeypatch.setattr("echosight.engines.minicpmo.engine.load", make)

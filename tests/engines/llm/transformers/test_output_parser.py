@@ -1,4 +1,4 @@
-"""What a model writes, taken apart, however it is cut into pieces."""
+"""A model's raw output is parsed the same way however it is cut into deltas."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight.engines import TextChunk, ToolCallChunk
-from echosight.engines.llm.transformers.output_parser import Markup
+from echosight.engines.llm.transformers.output_parser import OutputParser
 
-Said = tuple[str, list[tuple[str, str]]]
+Parsed = tuple[str, list[tuple[str, str]]]
 
-CASES: dict[str, tuple[str, str, Said]] = {
+CASES: dict[str, tuple[str, str, Parsed]] = {
     "plain": ("", "Hello there. 1 < 2 <b>", ("Hello there. 1 < 2 <b>", [])),
     "thoughts": ("", "<think>\nhm\n</think>\n\nYes.", ("Yes.", [])),
-    "begun thoughts": ("<|im_start|>assistant\n<think>\n", "hm</think>\n\nYes.", ("Yes.", [])),
+    "thoughts begun by the prompt": ("<|im_start|>assistant\n<think>\n", "hm</think>\n\nYes.", ("Yes.", [])),
     "ended thoughts": ("<think>\n\n</think>\n\n", "Yes.", ("Yes.", [])),
     "call": (
         "",
@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, str, Said]] = {
         '<tool_call>{"name": "a", "arguments": {}}</tool_call>\n<tool_call>{"name": "b", "arguments": ""}</tool_call>',
         ("", [("a", "{}"), ("b", "")]),
     ),
-    "begun call": ("<tool_call>\n", '{"name": "a", "arguments": {}}</tool_call>', ("", [("a", "{}")])),
+    "call begun by the prompt": ("<tool_call>\n", '{"name": "a", "arguments": {}}</tool_call>', ("", [("a", "{}")])),
     "call left open": ("", '<tool_call>{"name": "a", "arguments": {}}', ("", [("a", "{}")])),
     "broken call": ("", "<tool_call>{oops</tool_call>Sorry.", ("Sorry.", [])),
     "mention of calls": ("Use <tool_call> to call. Hi.", "Hello", ("Hello", [])),
@@ -50,21 +50,21 @@ CASES: dict[str, tuple[str, str, Said]] = {
 }
 
 
-def read(prompt: str, pieces: list[str]) -> Said:
-    markup = Markup(prompt, ["<|im_end|>", "<|other|>", "<|constrain|>"])
-    made = [piece for text in pieces for piece in markup.feed(text)] + markup.finish()
-    calls = [(piece.name, piece.arguments) for piece in made if isinstance(piece, ToolCallChunk)]
-    return "".join(piece.text for piece in made if isinstance(piece, TextChunk)), calls
+def parse(prompt: str, texts: list[str]) -> Parsed:
+    parser = OutputParser(prompt, ["<|im_end|>", "<|other|>", "<|constrain|>"])
+    chunks = [chunk for text in texts for chunk in parser.feed(text)] + parser.flush()
+    calls = [(chunk.name, chunk.arguments) for chunk in chunks if isinstance(chunk, ToolCallChunk)]
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)), calls
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_told_apart(case: str) -> None:
-    prompt, written, expected = CASES[case]
-    assert read(prompt, [written]) == expected
-    assert read(prompt, [*written]) == expected
+def test_text_calls_and_reasoning_are_separated(case: str) -> None:
+    prompt, output, expected = CASES[case]
+    assert parse(prompt, [output]) == expected
+    assert parse(prompt, [*output]) == expected
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<tool_call>", "<|channel|>final<|message|>", "a", " <", "|"])))
 def test_cuts_make_no_difference(parts: list[str]) -> None:
-    written = "".join(parts)
-    assert read("", [*written]) == read("", parts) == read("", [written])
+    output = "".join(parts)
+    assert parse("", [*output]) == parse("", parts) == parse("", [output])
