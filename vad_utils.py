@@ -1,4 +1,4 @@
-"""Silero's voice activity detection for recordings, under the names that the EchoSight document gives it."""
+"""Voice activity detection for recordings, with the public names of EchoSight's `vad_utils`."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
 
 
 def run_vad(ori_audio: bytes, sr: int, vad_options: VadOptions | None = None) -> tuple[float, bytes, float]:
-    """The speech of a piece of audio: (seconds of it, the speech as mono PCM16, seconds this took).
+    """Extract the speech of a recording: (seconds of speech, the speech as mono PCM16, seconds of computation).
 
-    `ori_audio` is mono PCM16 at `sr` Hz, or a whole WAV file, whose own rate then counts. The speech keeps the
-    rate it came with. Raises ValueError if the bytes are neither.
+    `ori_audio` is mono PCM16 at `sr` Hz, or a whole WAV file, whose own rate replaces `sr`. The speech keeps the
+    rate of the recording. Raises ValueError if the bytes are neither.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     pcm, rate = _decode_audio(ori_audio, sr)
     if rate == SAMPLE_RATE:
-        heard = pcm
+        resampled = pcm
     else:
         import soxr
 
-        heard = soxr.resample(pcm, rate, SAMPLE_RATE)
-    spans = get_speech_timestamps(heard, vad_options)
-    own = [Span(start=s["start"] * rate // SAMPLE_RATE, end=s["end"] * rate // SAMPLE_RATE) for s in spans]
-    speech = collect_chunks(pcm, own)
-    return len(speech) / rate, speech.tobytes(), time.perf_counter() - began
+        resampled = soxr.resample(pcm, rate, SAMPLE_RATE)
+    spans = get_speech_timestamps(resampled, vad_options)
+    original = [Span(start=s["start"] * rate // SAMPLE_RATE, end=s["end"] * rate // SAMPLE_RATE) for s in spans]
+    speech = collect_chunks(pcm, original)
+    return len(speech) / rate, speech.tobytes(), time.perf_counter() - started
 
 
 def _decode_audio(data: bytes, rate: int) -> tuple[npt.NDArray[np.int16], int]:
@@ -53,10 +53,10 @@ def _decode_audio(data: bytes, rate: int) -> tuple[npt.NDArray[np.int16], int]:
         try:
             samples, rate = soundfile.read(io.BytesIO(data), dtype="int16", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise ValueError(f"not a WAV file that can be read: {error}") from error
+            raise ValueError(f"cannot read the WAV file: {error}") from error
         return samples.mean(axis=1).astype(np.int16), int(rate)
     if rate <= 0:
-        raise ValueError(f"a rate of {rate} Hz")
+        raise ValueError(f"sample rate is {rate} Hz; expected more than 0")
     if len(data) % 2:
-        raise ValueError("16-bit samples come in pairs of bytes, and one is left over")
+        raise ValueError(f"{len(data)} bytes are not whole 16-bit samples; expected an even number")
     return np.frombuffer(data, "<i2"), rate

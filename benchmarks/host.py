@@ -1,4 +1,4 @@
-"""The machine under a benchmark: a server process on a core of its own, and what it costs."""
+"""Runs a server process on a core of its own, and measures its CPU time and memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def cores() -> tuple[set[int], set[int]]:
-    """The server's core and the client's: two different ones where there are two."""
+def pick_cores() -> tuple[set[int], set[int]]:
+    """(core of the server, core of the clients): the same one only if the machine has one."""
     usable = sorted(os.sched_getaffinity(0))
     return {usable[0]}, {usable[1] if len(usable) > 1 else usable[0]}
 
@@ -32,10 +32,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], core: set[int], patience_s: float = 90) -> Iterator[tuple[str, int]]:
-    """Start a server (``{port}`` in `command` is filled in); gives (address, process id), and ends it afterwards.
+def running_server(command: Sequence[str], core: set[int], timeout_s: float = 90) -> Iterator[tuple[str, int]]:
+    """Start a server, yield (address, process id), and stop it. ``{port}`` in `command` is replaced.
 
-    Raises RuntimeError if it does not come up; what it printed stands in the message.
+    Raises RuntimeError, with the server's stderr, if it does not start within `timeout_s`.
     """
     port = free_port()
     argv = [sys.executable, *(part.format(port=port) for part in command)]
@@ -47,7 +47,7 @@ def serving(command: Sequence[str], core: set[int], patience_s: float = 90) -> I
         preexec_fn=lambda: os.sched_setaffinity(0, core),
     )
     try:
-        _wait_for(port, process, patience_s)
+        _wait_for(port, process, timeout_s)
         time.sleep(1)
         yield f"127.0.0.1:{port}", process.pid
     finally:
@@ -59,8 +59,8 @@ def serving(command: Sequence[str], core: set[int], patience_s: float = 90) -> I
             process.communicate()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], patience_s: float) -> None:
-    end = time.monotonic() + patience_s
+def _wait_for(port: int, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -72,10 +72,10 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], patience_s: float) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Seconds of CPU and MB of memory, at a moment: of a process and its children, of this one, of the machine."""
+class ResourceUsage:
+    """CPU seconds and MB so far: of a process with its children, of this process, and of the whole machine."""
 
-    at: float
+    time: float
     server_s: float
     client_s: float
     machine_s: float
@@ -83,36 +83,40 @@ class Reading:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        family = _family(pid)
+        processes = _process_tree(pid)
         machine = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
         busy = sum(machine) - machine[3] - machine[4]
         return cls(
-            time.monotonic(), sum(map(_cpu_s, family)), time.process_time(), busy / _TICK, sum(map(_memory_mb, family))
+            time.monotonic(),
+            sum(map(_cpu_s, processes)),
+            time.process_time(),
+            busy / _TICK,
+            sum(map(_memory_mb, processes)),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Cores that were busy between two readings."""
+    """The mean number of busy cores between two measurements."""
 
     server: float
     client: float
     others: float
 
     @classmethod
-    def between(cls, before: Reading, after: Reading) -> Self:
-        seconds = after.at - before.at
+    def between(cls, before: ResourceUsage, after: ResourceUsage) -> Self:
+        seconds = after.time - before.time
         server = (after.server_s - before.server_s) / seconds
         client = (after.client_s - before.client_s) / seconds
         return cls(server, client, (after.machine_s - before.machine_s) / seconds - server - client)
 
 
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for member in family:
+def _process_tree(pid: int) -> list[int]:
+    processes = [pid]
+    for member in processes:
         for children in Path(f"/proc/{member}/task").glob("*/children"):
-            family += map(int, children.read_text().split())
-    return family
+            processes += map(int, children.read_text().split())
+    return processes
 
 
 def _cpu_s(pid: int) -> float:

@@ -1,4 +1,4 @@
-"""Omni models of true size with random weights: nothing is downloaded, and nothing they say means anything."""
+"""Omni models of true size with random weights: no download, and replies without meaning."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from echosight.engines.omni.families import assemble
-from echosight.engines.omni.model import OmniModel
-from echosight.engines.omni.state import Limits
+from echosight.engines.omni.models.base import OmniModel
+from echosight.engines.omni.models.families import build_model
+from echosight.engines.omni.models.state import Limits
 from tests.engines.omni import tiny
 from tests.engines.omni.tiny_configs import qwen2_5_config, qwen3_config
 
 SIZES = ("tiny", "3b", "7b", "30b-a3b")
 SPREAD = 0.02
+"""Standard deviation of the weights."""
+STD = {"initializer_range": SPREAD}
 
 
 def build(size: str, device: str, limits: Limits, *, graphs: bool) -> OmniModel:
-    """A model of that size on the device, in bfloat16; tiny on a CPU in float32. It never ends an answer by itself."""
+    """A model of that size on the device, in bfloat16; tiny on a CPU in float32. It has no stop tokens."""
     tokenizer = tiny.tokenizer()
-    kind = "qwen3_omni_moe" if size == "30b-a3b" else "qwen2_5_omni"
+    model_type = "qwen3_omni_moe" if size == "30b-a3b" else "qwen2_5_omni"
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if (size, device) == ("tiny", "cpu") else torch.bfloat16)
     try:
         with torch.device(device):
-            raw = _qwen3(tokenizer) if kind == "qwen3_omni_moe" else _qwen2_5(size, tokenizer)
+            raw = _qwen3(tokenizer) if model_type == "qwen3_omni_moe" else _qwen2_5(size, tokenizer)
     finally:
         torch.set_default_dtype(torch.float32)
     extractor: Any = WhisperFeatureExtractor
     mel = extractor(feature_size=128, chunk_length=300)
-    patch = 16 if kind == "qwen3_omni_moe" else 14
+    patch = 16 if model_type == "qwen3_omni_moe" else 14
     images = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=448 * 448, patch_size=patch)
-    model = assemble(kind, raw.eval(), tokenizer, mel, images, limits, graphs=graphs)
-    model.suppressed[list(model.codec_ends)] = True
-    model.text_ends = model.codec_ends = frozenset()
+    model = build_model(model_type, raw.eval(), tokenizer, mel, images, limits, graphs=graphs)
+    model.suppressed_codes[list(model.codec_stop_tokens)] = True
+    model.text_stop_tokens = model.codec_stop_tokens = frozenset()
     return model
 
 
@@ -69,10 +71,10 @@ def _rope(section: list[int] | None, **more: Any) -> dict[str, Any]:
 
 def _enlarge_qwen2_5(config: dict[str, Any], size: str) -> dict[str, Any]:
     """Dimensions as in the published configurations."""
-    hidden, layers, heads, kv, wide = (3584, 28, 28, 4, 18944) if size == "7b" else (2048, 36, 16, 2, 11008)
-    thinker, talker, std = config["thinker_config"], config["talker_config"], {"initializer_range": SPREAD}
+    is_7b, thinker, talker = size == "7b", config["thinker_config"], config["talker_config"]
+    hidden, layers, heads, kv, wide = (3584, 28, 28, 4, 18944) if is_7b else (2048, 36, 16, 2, 11008)
     thinker["text_config"].update(
-        vocab_size=152064 if size == "7b" else 151936,
+        vocab_size=152064 if is_7b else 151936,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -80,7 +82,7 @@ def _enlarge_qwen2_5(config: dict[str, Any], size: str) -> dict[str, Any]:
         intermediate_size=wide,
         rope_parameters=_rope([16, 24, 24]),
         layer_types=None,
-        **std,
+        **STD,
     )
     thinker["vision_config"].update(
         depth=32,
@@ -89,33 +91,45 @@ def _enlarge_qwen2_5(config: dict[str, Any], size: str) -> dict[str, Any]:
         num_heads=16,
         out_hidden_size=hidden,
         fullatt_block_indexes=[7, 15, 23, 31],
-        **std,
+        **STD,
     )
     thinker["audio_config"].update(_whisper(hidden))
+    _enlarge_qwen2_5_talker(talker, is_7b, hidden)
+    vocoder = {"dit_config": dict(STD), "bigvgan_config": dict(STD)}
+    return {"thinker_config": thinker, "talker_config": talker, "token2wav_config": vocoder}
+
+
+def _enlarge_qwen2_5_talker(talker: dict[str, Any], is_7b: bool, hidden: int) -> None:
     talker.update(
         vocab_size=8448,
         embedding_size=hidden,
         hidden_size=896,
         num_hidden_layers=24,
-        num_attention_heads=12 if size == "7b" else 14,
-        num_key_value_heads=4 if size == "7b" else 2,
-        head_dim=128 if size == "7b" else 64,
-        intermediate_size=18944 if size == "7b" else 4864,
-        rope_parameters=_rope([16, 24, 24] if size == "7b" else [16, 8, 8]),
+        num_attention_heads=12 if is_7b else 14,
+        num_key_value_heads=4 if is_7b else 2,
+        head_dim=128 if is_7b else 64,
+        intermediate_size=18944 if is_7b else 4864,
+        rope_parameters=_rope([16, 24, 24] if is_7b else [16, 8, 8]),
         layer_types=None,
         tts_codec_pad_token_id=8292,
         tts_codec_start_token_id=8293,
         tts_codec_end_token_id=8294,
         tts_codec_mask_token_id=8296,
-        **std,
+        **STD,
     )
-    vocoder = {"dit_config": dict(std), "bigvgan_config": dict(std)}
-    return {"thinker_config": thinker, "talker_config": talker, "token2wav_config": vocoder}
 
 
 def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
-    thinker, talker, std = config["thinker_config"], config["talker_config"], {"initializer_range": SPREAD}
-    mrope = _rope([24, 20, 20], mrope_interleaved=True)
+    """Dimensions as in the published configuration."""
+    thinker, talker = config["thinker_config"], config["talker_config"]
+    _enlarge_qwen3_thinker(thinker)
+    _enlarge_qwen3_talker(talker)
+    names = ("im_start_token_id", "im_end_token_id", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id")
+    ids = {name: config[name] for name in (*names, "system_token_id", "user_token_id", "assistant_token_id")}
+    return {"thinker_config": thinker, "talker_config": talker, "code2wav_config": dict(STD), **ids}
+
+
+def _enlarge_qwen3_thinker(thinker: dict[str, Any]) -> None:
     thinker["text_config"].update(
         vocab_size=152064,
         hidden_size=2048,
@@ -126,8 +140,8 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         num_experts=128,
         num_experts_per_tok=8,
         moe_intermediate_size=768,
-        rope_parameters=mrope,
-        **std,
+        rope_parameters=_rope([24, 20, 20], mrope_interleaved=True),
+        **STD,
     )
     thinker["vision_config"].update(
         depth=27,
@@ -137,10 +151,13 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         out_hidden_size=2048,
         num_position_embeddings=2304,
         deepstack_visual_indexes=[8, 16, 24],
-        **std,
+        **STD,
     )
     thinker["audio_config"].update(_whisper(2048), downsample_hidden_size=480)
-    # Written out under its other name, which would win.
+
+
+def _enlarge_qwen3_talker(talker: dict[str, Any]) -> None:
+    # `to_dict` also writes this older name, which would take precedence.
     talker["text_config"].pop("num_local_experts", None)
     talker["text_config"].update(
         vocab_size=3072,
@@ -153,8 +170,8 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         num_experts_per_tok=6,
         moe_intermediate_size=384,
         shared_expert_intermediate_size=768,
-        rope_parameters=mrope,
-        **std,
+        rope_parameters=_rope([24, 20, 20], mrope_interleaved=True),
+        **STD,
     )
     talker["code_predictor_config"].update(
         vocab_size=2048,
@@ -167,14 +184,11 @@ def _enlarge_qwen3(config: dict[str, Any]) -> dict[str, Any]:
         num_code_groups=16,
         layer_types=None,
         rope_parameters=_rope(None),
-        **std,
+        **STD,
     )
     special = ("codec_pad_id", "codec_bos_id", "codec_eos_token_id", "codec_nothink_id", "codec_think_bos_id")
-    talker.update({name: 2150 + at for at, name in enumerate(special)}, codec_think_eos_id=2157, num_code_groups=16)
+    talker.update({name: 2150 + n for n, name in enumerate(special)}, codec_think_eos_id=2157, num_code_groups=16)
     talker.update(thinker_hidden_size=2048, accept_hidden_layer=24, speaker_id={"ethan": 2301, "chelsie": 2302})
-    names = ("im_start_token_id", "im_end_token_id", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id")
-    kept = {name: config[name] for name in (*names, "system_token_id", "user_token_id", "assistant_token_id")}
-    return {"thinker_config": thinker, "talker_config": talker, "code2wav_config": dict(std), **kept}
 
 
 def _whisper(output: int) -> dict[str, Any]:
@@ -184,5 +198,5 @@ def _whisper(output: int) -> dict[str, Any]:
         "encoder_attention_heads": 20,
         "encoder_ffn_dim": 5120,
         "output_dim": output,
-        "initializer_range": SPREAD,
+        **STD,
     }

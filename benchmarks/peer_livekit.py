@@ -1,4 +1,4 @@
-"""livekit-agents in one process: an AgentSession behind a plain WebSocket, without a LiveKit server."""
+"""livekit-agents in one process: an AgentSession on a plain WebSocket, without a LiveKit server."""
 
 # mypy: disable-error-code="import-not-found,misc,untyped-decorator"
 
@@ -16,10 +16,10 @@ from livekit.agents import Agent, AgentSession, inference, llm, stt, tts, utils
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.io import AudioInput, AudioOutput, AudioOutputCapabilities
 
-from benchmarks.workload import PIECE, SILENCE_MS
+from benchmarks.workload import SILENCE_MS, STUB_CHUNK
 from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
-SPEECH_HZ = 24_000
+OUTPUT_SAMPLE_RATE = 24_000
 app = FastAPI()
 
 
@@ -32,88 +32,92 @@ class Microphone(AudioInput):
         return await self.frames.__anext__()
 
 
-class PlayoutBuffer(AudioOutput):
-    """Sends at once, for the client plays; tells the session when that would be over, as is asked of a sink."""
+class SocketOutput(AudioOutput):
+    """Sends speech at once, and reports to the session when its playback on the client will have finished."""
 
     def __init__(self, socket: WebSocket) -> None:
         capabilities = AudioOutputCapabilities(pause=False)
-        super().__init__(label="socket", capabilities=capabilities, sample_rate=SPEECH_HZ)
+        super().__init__(label="socket", capabilities=capabilities, sample_rate=OUTPUT_SAMPLE_RATE)
         self._socket = socket
         self._seconds = 0.0
-        self._began: float | None = None
+        self._started: float | None = None
         self._end: asyncio.TimerHandle | None = None
 
     async def capture_frame(self, frame: Any) -> None:
         await super().capture_frame(frame)
-        if self._began is None:
-            self._began = time.time()
-            self.on_playback_started(created_at=self._began)
+        if self._started is None:
+            self._started = time.time()
+            self.on_playback_started(created_at=self._started)
         self._seconds += frame.duration
         await self._socket.send_bytes(bytes(frame.data))
 
     def flush(self) -> None:
         super().flush()
-        if self._began is not None:
-            left = max(0.0, self._began + self._seconds - time.time())
-            self._end = asyncio.get_running_loop().call_later(left, self._finish, False)
+        if self._started is not None:
+            remaining_s = max(0.0, self._started + self._seconds - time.time())
+            self._end = asyncio.get_running_loop().call_later(remaining_s, self._finish, False)
 
     def clear_buffer(self) -> None:
         self._finish(True)
 
     def _finish(self, interrupted: bool) -> None:
-        if self._began is None:
+        if self._started is None:
             return
-        played = min(self._seconds, time.time() - self._began) if interrupted else self._seconds
-        self._seconds, self._began = 0.0, None
+        played = min(self._seconds, time.time() - self._started) if interrupted else self._seconds
+        self._seconds, self._started = 0.0, None
         if self._end is not None:
             self._end.cancel()
         self.on_playback_finished(playback_position=played, interrupted=interrupted)
 
 
-class Thinker(llm.LLM):
+class StubLLM(llm.LLM):
     def chat(self, *, chat_ctx: Any, tools: Any = None, conn_options: Any = None, **_: Any) -> Any:
-        return Thought(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=DEFAULT_API_CONNECT_OPTIONS)
+        return StubLLMStream(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=DEFAULT_API_CONNECT_OPTIONS)
 
 
-class Thought(llm.LLMStream):
+class StubLLMStream(llm.LLMStream):
     async def _run(self) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         for n, word in enumerate(STUB_TEXT.split()):
-            await asyncio.sleep(began + (n + 1) * STUB_TOKEN_S - time.monotonic())
+            await asyncio.sleep(started + (n + 1) * STUB_TOKEN_S - time.monotonic())
             delta = llm.ChoiceDelta(role="assistant", content=f" {word}" if n else word)
             self._event_ch.send_nowait(llm.ChatChunk(id="stub", delta=delta))
 
 
-class Speaker(tts.TTS):
+class StubTTS(tts.TTS):
     def __init__(self) -> None:
-        super().__init__(capabilities=tts.TTSCapabilities(streaming=False), sample_rate=SPEECH_HZ, num_channels=1)
+        super().__init__(
+            capabilities=tts.TTSCapabilities(streaming=False), sample_rate=OUTPUT_SAMPLE_RATE, num_channels=1
+        )
 
     def synthesize(self, text: str, *, conn_options: Any = DEFAULT_API_CONNECT_OPTIONS) -> Any:
-        return Speech(tts=self, input_text=text, conn_options=conn_options)
+        return StubTTSStream(tts=self, input_text=text, conn_options=conn_options)
 
 
-class Speech(tts.ChunkedStream):
+class StubTTSStream(tts.ChunkedStream):
     async def _run(self, output_emitter: Any) -> None:
-        output_emitter.initialize(request_id="stub", sample_rate=SPEECH_HZ, num_channels=1, mime_type="audio/pcm")
+        output_emitter.initialize(
+            request_id="stub", sample_rate=OUTPUT_SAMPLE_RATE, num_channels=1, mime_type="audio/pcm"
+        )
         for _ in range(STUB_CHUNKS):
-            output_emitter.push(PIECE)
+            output_emitter.push(STUB_CHUNK)
         output_emitter.flush()
 
 
-class Transcriber(stt.STT):
+class StubSTT(stt.STT):
     def __init__(self) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
 
     async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("the agent's own node transcribes")
+        raise NotImplementedError("Assistant.stt_node transcribes")
 
 
 class Assistant(Agent):
-    """Its transcript is final as soon as the detector says that the user stopped."""
+    """The transcript is final as soon as the VAD reports the end of speech."""
 
     def __init__(self) -> None:
         super().__init__(instructions="stub")
-        self.stops: asyncio.Queue[None] = asyncio.Queue()
+        self.speech_ends: asyncio.Queue[None] = asyncio.Queue()
 
     async def stt_node(self, audio: AsyncIterable[Any], model_settings: Any) -> AsyncIterator[Any]:
         async def drain() -> None:
@@ -121,11 +125,11 @@ class Assistant(Agent):
                 pass
 
         draining = asyncio.create_task(drain())
-        heard = stt.SpeechData(language="en", text=STUB_TRANSCRIPT.text)
+        transcript = stt.SpeechData(language="en", text=STUB_TRANSCRIPT.text)
         try:
             while True:
-                await self.stops.get()
-                yield stt.SpeechEvent(type=stt.SpeechEventType.FINAL_TRANSCRIPT, alternatives=[heard])
+                await self.speech_ends.get()
+                yield stt.SpeechEvent(type=stt.SpeechEventType.FINAL_TRANSCRIPT, alternatives=[transcript])
         finally:
             draining.cancel()
 
@@ -134,13 +138,13 @@ VAD = inference.VAD(model="silero", min_silence_duration=SILENCE_MS / 1000)
 
 
 @app.websocket("/ws")
-async def converse(socket: WebSocket) -> None:
+async def serve_session(socket: WebSocket) -> None:
     await socket.accept()
     session: Any = AgentSession(
         vad=VAD,
-        stt=Transcriber(),
-        llm=Thinker(),
-        tts=Speaker(),
+        stt=StubSTT(),
+        llm=StubLLM(),
+        tts=StubTTS(),
         aec_warmup_duration=None,
         user_away_timeout=None,
         turn_handling={
@@ -151,12 +155,12 @@ async def converse(socket: WebSocket) -> None:
         },
     )
     assistant, microphone = Assistant(), Microphone()
-    session.input.audio, session.output.audio = microphone, PlayoutBuffer(socket)
+    session.input.audio, session.output.audio = microphone, SocketOutput(socket)
 
     @session.on("user_state_changed")
-    def changed(event: Any) -> None:
+    def on_user_state(event: Any) -> None:
         if event.old_state == "speaking" and event.new_state == "listening":
-            assistant.stops.put_nowait(None)
+            assistant.speech_ends.put_nowait(None)
 
     await session.start(assistant)
     try:

@@ -1,4 +1,4 @@
-"""pipecat: FastAPIWebsocketTransport, SileroVADAnalyzer in the user aggregator, stub services."""
+"""pipecat: FastAPIWebsocketTransport, SileroVADAnalyzer in the user aggregator, and stub services."""
 
 # mypy: disable-error-code="import-not-found,misc,untyped-decorator"
 
@@ -38,16 +38,16 @@ from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 
-from benchmarks.workload import PIECE, SILENCE_MS
+from benchmarks.workload import SILENCE_MS, STUB_CHUNK
 from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
-SPEECH_HZ = 24_000
+OUTPUT_SAMPLE_RATE = 24_000
 app = FastAPI()
 logger.remove()
 logger.add(sys.stderr, level="WARNING")
 
 
-class Transcriber(SegmentedSTTService):
+class StubSTT(SegmentedSTTService):
     def can_generate_metrics(self) -> bool:
         return True
 
@@ -55,7 +55,7 @@ class Transcriber(SegmentedSTTService):
         yield TranscriptionFrame(STUB_TRANSCRIPT.text, self._user_id, time_now_iso8601())
 
 
-class Thinker(LLMService):
+class StubLLM(LLMService):
     def can_generate_metrics(self) -> bool:
         return True
 
@@ -65,23 +65,23 @@ class Thinker(LLMService):
             await self.push_frame(frame, direction)
             return
         await self.push_frame(LLMFullResponseStartFrame())
-        began = time.monotonic()
+        started = time.monotonic()
         for n, word in enumerate(STUB_TEXT.split()):
-            await asyncio.sleep(began + (n + 1) * STUB_TOKEN_S - time.monotonic())
+            await asyncio.sleep(started + (n + 1) * STUB_TOKEN_S - time.monotonic())
             await self.push_frame(LLMTextFrame(f" {word}" if n else word))
         await self.push_frame(LLMFullResponseEndFrame())
 
 
-class Speaker(TTSService):
+class StubTTS(TTSService):
     def can_generate_metrics(self) -> bool:
         return True
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Any, None]:
         for _ in range(STUB_CHUNKS):
-            yield TTSAudioRawFrame(PIECE, SPEECH_HZ, 1, context_id=context_id)
+            yield TTSAudioRawFrame(STUB_CHUNK, OUTPUT_SAMPLE_RATE, 1, context_id=context_id)
 
 
-THINKING: dict[str, Any] = dict.fromkeys(
+LLM_DEFAULTS: dict[str, Any] = dict.fromkeys(
     (
         "system_instruction",
         "temperature",
@@ -97,13 +97,13 @@ THINKING: dict[str, Any] = dict.fromkeys(
 
 
 @app.websocket("/ws")
-async def converse(websocket: WebSocket) -> None:
+async def serve_session(websocket: WebSocket) -> None:
     await websocket.accept()
     parameters = FastAPIWebsocketParams(
         audio_in_enabled=True, audio_out_enabled=True, serializer=ProtobufFrameSerializer()
     )
     transport = FastAPIWebsocketTransport(websocket=websocket, params=parameters)
-    settings = LLMSettings(model="stub", filter_incomplete_user_turns=False, **THINKING)
+    settings = LLMSettings(model="stub", filter_incomplete_user_turns=False, **LLM_DEFAULTS)
     turns = LLMUserAggregatorParams(
         vad_analyzer=SileroVADAnalyzer(
             params=VADParams(confidence=0.5, start_secs=0.2, stop_secs=SILENCE_MS / 1000, min_volume=0.0)
@@ -112,23 +112,23 @@ async def converse(websocket: WebSocket) -> None:
     )
     user, assistant = LLMContextAggregatorPair(LLMContext(), user_params=turns)
     services = [
-        Transcriber(ttfs_p99_latency=0.0, settings=STTSettings(model="stub", language=None)),
+        StubSTT(ttfs_p99_latency=0.0, settings=STTSettings(model="stub", language=None)),
         user,
-        Thinker(settings=settings),
-        Speaker(
+        StubLLM(settings=settings),
+        StubTTS(
             push_start_frame=True,
             push_stop_frames=True,
-            sample_rate=SPEECH_HZ,
+            sample_rate=OUTPUT_SAMPLE_RATE,
             settings=TTSSettings(model="stub", voice="stub", language=None),
         ),
     ]
     pipeline = Pipeline([transport.input(), *services, transport.output(), assistant])
-    rates = PipelineParams(audio_in_sample_rate=16_000, audio_out_sample_rate=SPEECH_HZ)
+    rates = PipelineParams(audio_in_sample_rate=16_000, audio_out_sample_rate=OUTPUT_SAMPLE_RATE)
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(PipelineWorker(pipeline, params=rates, idle_timeout_secs=None))
 
     @transport.event_handler("on_client_disconnected")
-    async def gone(*_: Any) -> None:
+    async def on_disconnected(*_: Any) -> None:
         await runner.cancel()
 
     await runner.run()

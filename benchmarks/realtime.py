@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import base64
 
-from benchmarks.users import TEXT, Dialect, framed
+from benchmarks.users import TEXT, Dialect, encode_frame
 
-_HELLO = (
+_SESSION_UPDATE = (
     b'{"type":"session.update","session":{"type":"realtime","audio":{"input":{"transcription":{"model":"whisper-1"},'
     b'"turn_detection":{"type":"server_vad","silence_duration_ms":400}}}}}'
 )
 
 
 class Realtime(Dialect):
-    """What a stock client sends and reads."""
+    """The messages of an unmodified Realtime client."""
 
     path = "/v1/realtime"
     rate = 24_000
 
-    def hello(self) -> bytes | None:
-        return framed(TEXT, _HELLO)
+    def subscribe_message(self) -> bytes | None:
+        return encode_frame(TEXT, _SESSION_UPDATE)
 
     def frame(self, pcm: bytes) -> bytes:
         audio = base64.b64encode(pcm)
-        return framed(TEXT, b'{"type":"input_audio_buffer.append","audio":"%b"}' % audio)
+        return encode_frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"%b"}' % audio)
 
-    def speech(self, opcode: int, message: bytes) -> int:
+    def speech_bytes(self, opcode: int, message: bytes) -> int:
         if message.find(b'"type":"response.output_audio.delta"', 0, 120) < 0:
             return 0
-        at = message.rfind(b'"delta":"') + 9
-        return (message.find(b'"', at) - at) * 3 // 4
+        start = message.rfind(b'"delta":"') + 9
+        return (message.find(b'"', start) - start) * 3 // 4
 
-    def interrupted(self, opcode: int, message: bytes) -> bool:
+    def is_interruption(self, opcode: int, message: bytes) -> bool:
         return message.find(b'"type":"response.done"', 0, 120) > 0 and b'"status":"cancelled"' in message

@@ -1,18 +1,19 @@
-"""How many live users a core carries: `uv run benchmarks/server.py`.
+"""Measures how many live users one core can serve: `uv run benchmarks/server.py`.
 
-Every user sends 20 ms frames at real time, three seconds of speech and then silence, and is answered by a stub that
-takes 200 ms and speaks for two seconds. The server has one core and the users another; each row is a fresh server.
+Each user sends 20 ms frames in real time, three seconds of speech and then silence. A stub responds: it takes 200 ms to
+its first speech and then speaks for two seconds. The server has one core and the users another; each row is measured
+with a new server.
 
-  cores/user   of the server
-  MB/user      resident memory that a user adds, over the row with fewest users (there: that of the whole server)
-  over         what the server adds, ms: its first byte of speech, less the moment the silence that ends the turn was
-               complete, less the 200 ms
-  failed       turns that were not answered in full
-  barge-in     ms from the first window of speech, in users who speak into an answer, to its last byte of speech, and
-               to the message that says it was stopped; 95 in 100 were faster
-  late, other  how late the users were, p95 ms, and cores that other programs took: trust only quiet rows
+  cores/user   CPU cores of the server per user
+  MB/user      additional resident memory per user, compared with the first row (which shows the whole server's)
+  over         latency that the server adds, ms: from the end of the silence that ends the turn to the first byte of
+               speech, minus the stub's 200 ms
+  failed       turns without a complete response
+  barge-in     ms from the user's first window of speech over a response to the response's last byte of speech, and to
+               the message that it was stopped; 95th percentile
+  late, other  delay of the users' own frames, p95 in ms, and cores used by other programs: both must be small
 
-Peers run where installed: `uv run --group peers benchmarks/server.py --peers`.
+To measure the peers too: `uv run --group peers benchmarks/server.py --peers`.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 import uvloop
 
-from benchmarks.host import Load, Reading, cores, serving
+from benchmarks.host import Load, ResourceUsage, pick_cores, running_server
 from benchmarks.peers import LiveKit, Pipecat
 from benchmarks.realtime import Realtime
-from benchmarks.users import Dialect, User, converse
-from benchmarks.workload import ANSWER_BYTES, THINK_MS, Clip, clip, scripts
+from benchmarks.users import Dialect, User, run_users
+from benchmarks.workload import RESPONSE_BYTES, STUB_LATENCY_MS, Clip, clip, scripts
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server to be measured. `needs`: the package without which it cannot run."""
+    """A server to measure. `needs` is a package that it requires."""
 
     name: str
     command: tuple[str, ...]
@@ -65,7 +66,7 @@ PEERS = (
 
 @dataclass(slots=True)
 class Row:
-    """What was measured with one number of users. `over_ms` and the barge-ins have an entry for each turn."""
+    """The result for one number of users. The lists have an entry for each turn."""
 
     target: str
     users: int
@@ -76,45 +77,46 @@ class Row:
     failed: int = 0
     over_ms: list[float] = field(default_factory=list)
     silenced_ms: list[float] = field(default_factory=list)
-    told_ms: list[float] = field(default_factory=list)
+    notified_ms: list[float] = field(default_factory=list)
 
-    def judge(self, user: User, calm: range) -> None:
-        """Add a user's turns: whole ones among the frames `calm`, interrupted ones after them."""
+    def add_user(self, user: User, steady: range) -> None:
+        """Add the turns of a user: complete ones that end in the frames `steady`, interrupted ones after them."""
         script, sent = user.script, user.sent
-        for k, over in enumerate(script.over):
-            if over >= len(sent):
-                if k < script.hasty - 1:
+        ends = script.ends
+        for k, end in enumerate(ends):
+            if end >= len(sent):
+                if k < script.first_interruption - 1:
                     self.turns, self.failed = self.turns + 1, self.failed + 1
                 continue
-            until = sent[script.over[k + 1]] if k + 1 < len(script.over) and script.over[k + 1] < len(sent) else np.inf
-            answer = [(at, size) for at, size in user.speech if sent[over] <= at < until]
-            complete = sum(size for _, size in answer) >= 0.95 * ANSWER_BYTES
-            if k < script.hasty - 1:
-                if over in calm:
+            next_end = sent[ends[k + 1]] if k + 1 < len(ends) and ends[k + 1] < len(sent) else np.inf
+            response = [(received, size) for received, size in user.speech if sent[end] <= received < next_end]
+            complete = sum(size for _, size in response) >= 0.95 * RESPONSE_BYTES
+            if k < script.first_interruption - 1:
+                if end in steady:
                     self.turns += 1
                     self.failed += not complete
-                    self.over_ms += [(answer[0][0] - sent[over]) * 1000 - THINK_MS] if answer else []
-            elif not complete and answer and k + 1 < len(script.began):
-                noticed = sent[script.began[k + 1]]
-                self.silenced_ms.append(max(0.0, (answer[-1][0] - noticed) * 1000))
-                self.told_ms += [(at - noticed) * 1000 for at in user.stopped if noticed <= at < until][:1]
+                    self.over_ms += [(response[0][0] - sent[end]) * 1000 - STUB_LATENCY_MS] if response else []
+            elif not complete and response and k + 1 < len(script.starts):
+                onset = sent[script.starts[k + 1]]
+                self.silenced_ms.append(max(0.0, (response[-1][0] - onset) * 1000))
+                self.notified_ms += [(stop - onset) * 1000 for stop in user.stopped if onset <= stop < next_end][:1]
 
 
 def measure(target: Target, clip: Clip, users: int, loops: int, interruptions: int) -> Row:
-    """One row: start the server, let the users talk, end it."""
+    """Measure one row: start the server, let the users talk, stop it."""
     plans = scripts(clip, users, loops + 1, interruptions)
-    calm = range(len(clip), len(clip) * (loops + 1))
-    readings: list[Reading] = []
-    ours, theirs = cores()
-    os.sched_setaffinity(0, theirs)
-    with serving(target.command, ours) as (address, pid):
-        read: Callable[[], None] = lambda: readings.append(Reading.of(pid))  # noqa: E731
-        at_frame = {calm.start: read, calm.stop: read}
-        people, pace = uvloop.run(converse(f"ws://{address}", target.dialect, clip, plans, at_frame))
-    load = Load.between(*readings)
-    row = Row(target.name, users, load, readings[1].memory_mb, _percentile(pace.late_ms, 95))
-    for user in people:
-        row.judge(user, calm)
+    steady = range(len(clip), len(clip) * (loops + 1))
+    usages: list[ResourceUsage] = []
+    server_core, client_core = pick_cores()
+    os.sched_setaffinity(0, client_core)
+    with running_server(target.command, server_core) as (address, pid):
+        record: Callable[[], None] = lambda: usages.append(ResourceUsage.of(pid))  # noqa: E731
+        on_frame = {steady.start: record, steady.stop: record}
+        talkers, delays = uvloop.run(run_users(f"ws://{address}", target.dialect, clip, plans, on_frame))
+    load = Load.between(*usages)
+    row = Row(target.name, users, load, usages[1].memory_mb, _percentile(delays.late_ms, 95))
+    for user in talkers:
+        row.add_user(user, steady)
     return row
 
 
@@ -122,7 +124,7 @@ def _percentile(values: Sequence[float], percent: float) -> float:
     return float(np.percentile(values, percent)) if values else float("nan")
 
 
-HEAD = (
+COLUMNS = (
     "users",
     "cores/user",
     "cores",
@@ -131,67 +133,67 @@ HEAD = (
     "p95",
     "failed",
     "barge-in p95",
-    "told p95",
+    "notified p95",
     "late",
     "other",
 )
 
 
-def line(row: Row, fewest: Row) -> str:
-    more = row.users - fewest.users
+def format_row(row: Row, first: Row) -> str:
+    added_users = row.users - first.users
     cells = (
         f"{row.users}",
         f"{row.load.server / row.users:.4f}",
         f"{row.load.server:.3f}",
-        f"{(row.memory_mb - fewest.memory_mb) / more:.2f}" if more else f"({row.memory_mb:.0f})",
+        f"{(row.memory_mb - first.memory_mb) / added_users:.2f}" if added_users else f"({row.memory_mb:.0f})",
         f"{_percentile(row.over_ms, 50):.1f}",
         f"{_percentile(row.over_ms, 95):.1f}",
         f"{row.failed}/{row.turns}",
         f"{_percentile(row.silenced_ms, 95):.1f}",
-        f"{_percentile(row.told_ms, 95):.1f}",
+        f"{_percentile(row.notified_ms, 95):.1f}",
         f"{row.late_ms:.1f}",
         f"{row.load.others:.2f}",
     )
     return "".join(f"{cell.replace('nan', '-'):>13}" for cell in cells)
 
 
-def wait_for_quiet(patience_s: float) -> None:
-    """Until other programs take less than 0.3 cores, but no longer than `patience_s`."""
-    end = time.monotonic() + patience_s
+def wait_for_quiet(timeout_s: float) -> None:
+    """Wait until other programs use less than 0.3 cores, at most `timeout_s`."""
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        before = Reading.of(os.getpid())
+        before = ResourceUsage.of(os.getpid())
         time.sleep(1.5)
-        if Load.between(before, Reading.of(os.getpid())).others < 0.3:
+        if Load.between(before, ResourceUsage.of(os.getpid())).others < 0.3:
             return
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", default="1,5,10,25,50,100", help="numbers of users, separated by commas")
-    parser.add_argument("--loops", type=int, default=2, help="answers of each user that are judged (default 2)")
-    parser.add_argument("--interruptions", type=int, default=2, help="answers of each that are interrupted (default 2)")
-    parser.add_argument("--speech", type=Path, help="WAV with one utterance (default: espeak-ng speaks)")
-    parser.add_argument("--only", help="measure only targets whose name contains this")
+    parser.add_argument("--loops", type=int, default=2, help="complete responses of each user (default 2)")
+    parser.add_argument("--interruptions", type=int, default=2, help="interrupted responses of each user (default 2)")
+    parser.add_argument("--speech", type=Path, help="WAV file with one utterance (default: espeak-ng synthesizes one)")
+    parser.add_argument("--only", help="measure only the servers whose name contains this text")
     parser.add_argument("--peers", action="store_true", help="measure pipecat and livekit-agents as well")
     parser.add_argument("--patience", type=float, default=5, help="seconds to wait for a quiet machine")
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")
-    chosen = parser.parse_args()
-    said = clip(chosen.speech)
-    for target in (*TARGETS, *(PEERS if chosen.peers else ())):
-        if chosen.only and chosen.only.lower() not in target.name.lower():
+    parser.add_argument("--json", type=Path, help="append the rows to this file as JSON lines")
+    args = parser.parse_args()
+    speech = clip(args.speech)
+    for target in (*TARGETS, *(PEERS if args.peers else ())):
+        if args.only and args.only.lower() not in target.name.lower():
             continue
-        print(f"\n{target.name}\n" + "".join(f"{name:>13}" for name in HEAD), flush=True)
+        print(f"\n{target.name}\n" + "".join(f"{name:>13}" for name in COLUMNS), flush=True)
         if target.needs and not find_spec(target.needs.partition(".")[0]):
             print("  not installed")
             continue
-        fewest: Row | None = None
-        for users in map(int, chosen.users.split(",")):
-            wait_for_quiet(chosen.patience)
-            row = measure(target, said.at(target.dialect.rate), users, chosen.loops, chosen.interruptions)
-            fewest = fewest or row
-            print(line(row, fewest), flush=True)
-            if chosen.json:
-                with chosen.json.open("a", encoding="utf-8") as file:
+        first: Row | None = None
+        for users in map(int, args.users.split(",")):
+            wait_for_quiet(args.patience)
+            row = measure(target, speech.at_rate(target.dialect.rate), users, args.loops, args.interruptions)
+            first = first or row
+            print(format_row(row, first), flush=True)
+            if args.json:
+                with args.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Simulated live users: one frame each every 20 ms, and a note of when what was sent and came back."""
+"""Simulated live users: each sends a frame every 20 ms and logs the times of everything it sends and receives."""
 
 from __future__ import annotations
 
@@ -19,35 +19,38 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
 class Socket(asyncio.Protocol):
-    """As much of a WebSocket client as costs least: no extensions, no fragments, and a mask of zeros.
+    """A WebSocket client of minimal cost: no extensions, no fragments, and a mask of zeros.
 
-    `opened` is set by the server's consent; then `take` is called with opcode and payload of every message.
+    `opened` is set when the server accepts the handshake. Then `on_message` is called with the opcode and the payload
+    of each message.
     """
 
-    def __init__(self, url: str, take: Callable[[int, bytes], None]) -> None:
+    def __init__(self, url: str, on_message: Callable[[int, bytes], None]) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost = False
         self._url = url
-        self._take = take
+        self._on_message = on_message
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def connect(cls, url: str, take: Callable[[int, bytes], None]) -> Socket:
-        """Raises OSError where there is no server, or one that does not consent."""
-        at = urlsplit(url)
+    async def connect(cls, url: str, on_message: Callable[[int, bytes], None]) -> Socket:
+        """Raises OSError if there is no server, or if it refuses the handshake."""
+        address = urlsplit(url)
         loop = asyncio.get_running_loop()
-        _, socket = await loop.create_connection(lambda: cls(url, take), at.hostname or "", at.port or 80)
+        _, socket = await loop.create_connection(
+            lambda: cls(url, on_message), address.hostname or "", address.port or 80
+        )
         await asyncio.wait_for(socket.opened, 20)
         return socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)
-        at = urlsplit(self._url)
+        address = urlsplit(self._url)
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [
-            f"GET {at.path}?{at.query} HTTP/1.1",
-            f"Host: {at.netloc}",
+            f"GET {address.path}?{address.query} HTTP/1.1",
+            f"Host: {address.netloc}",
             "Upgrade: websocket",
             "Connection: Upgrade",
             f"Sec-WebSocket-Key: {key}",
@@ -71,32 +74,32 @@ class Socket(asyncio.Protocol):
                 return
             self._received = rest
             self.opened.set_result(None)
-        self._messages()
+        self._parse_messages()
 
-    def _messages(self) -> None:
+    def _parse_messages(self) -> None:
         received = self._received
-        at, end = 0, len(received)
-        while end - at >= 2:
-            opcode, size, head = received[at] & 15, received[at + 1], 2
+        offset, end = 0, len(received)
+        while end - offset >= 2:
+            opcode, size, head = received[offset] & 15, received[offset + 1], 2
             if size > 125:
                 head = 4 if size == 126 else 10
-                if end - at < head:
+                if end - offset < head:
                     break
-                size = int.from_bytes(received[at + 2 : at + head], "big")
-            if end - at < head + size:
+                size = int.from_bytes(received[offset + 2 : offset + head], "big")
+            if end - offset < head + size:
                 break
-            payload = bytes(received[at + head : at + head + size])
-            at += head + size
+            payload = bytes(received[offset + head : offset + head + size])
+            offset += head + size
             if opcode in (TEXT, BINARY):
-                self._take(opcode, payload)
+                self._on_message(opcode, payload)
             elif opcode == PING:
-                self.send(framed(PONG, payload))
+                self.send(encode_frame(PONG, payload))
             elif opcode == CLOSE:
                 self.close()
-        del received[:at]
+        del received[:offset]
 
     def send(self, frame: bytes) -> None:
-        """A frame as `framed` makes it."""
+        """Send a frame made by `encode_frame`."""
         assert self._transport is not None
         self._transport.write(frame)
 
@@ -105,8 +108,8 @@ class Socket(asyncio.Protocol):
         self._transport.close()
 
 
-def framed(opcode: int, payload: bytes) -> bytes:
-    """A client's frame. Its mask is zero, so that it is made only once; to the server it is a frame like any other."""
+def encode_frame(opcode: int, payload: bytes) -> bytes:
+    """A frame of a client. Its mask is zero, so that all users can send the same bytes; servers accept any mask."""
     size = len(payload)
     if size < 126:
         head = bytes([128 | opcode, 128 | size])
@@ -118,7 +121,7 @@ def framed(opcode: int, payload: bytes) -> bytes:
 
 
 class Dialect:
-    """How a server is spoken to: EchoSight's own way; others differ. `rate`: Hz of the sound that it is sent."""
+    """The messages of a server's protocol, here EchoSight's own. `rate` is the sample rate of the audio sent to it."""
 
     path = "/ws/stream"
     rate = INPUT_SAMPLE_RATE
@@ -126,31 +129,35 @@ class Dialect:
     def __init__(self, binary: bool = False) -> None:
         self._binary = binary
 
-    def hello(self) -> bytes | None:
+    def subscribe_message(self) -> bytes | None:
         audio = b"binary" if self._binary else b"wav"
         turns = b'"turn_detection":{"silence_duration_ms":400}'
-        return framed(TEXT, b'{"type":"subscribe","sample_rate":16000,"audio":"%b",%b}' % (audio, turns))
+        return encode_frame(TEXT, b'{"type":"subscribe","sample_rate":16000,"audio":"%b",%b}' % (audio, turns))
 
     def frame(self, pcm: bytes) -> bytes:
-        return framed(BINARY, pcm)
+        return encode_frame(BINARY, pcm)
 
-    def speech(self, opcode: int, message: bytes) -> int:
-        """Bytes of 24 kHz speech that a message of the server holds."""
+    def speech_bytes(self, opcode: int, message: bytes) -> int:
+        """The number of bytes of 24 kHz speech in a message of the server."""
         if opcode == BINARY:
             return len(message)
         if len(message) < 1000 or message.find(b'"text":""', -60) < 0:
             return 0
-        at = message.find(b'"audio":"') + 9
-        return (message.find(b'"', at) - at) * 3 // 4 - 44
+        start = message.find(b'"audio":"') + 9
+        return (message.find(b'"', start) - start) * 3 // 4 - 44
 
-    def interrupted(self, opcode: int, message: bytes) -> bool:
-        """Whether a message says that the answer was stopped."""
+    def is_interruption(self, opcode: int, message: bytes) -> bool:
+        """Whether a message reports that the response was stopped."""
         return opcode == TEXT and len(message) < 1000 and b'"finish_reason":"interrupted"' in message
 
 
 @dataclass
 class User:
-    """One user and the log of its conversation: `sent` has a clock reading for every frame."""
+    """One user and its log, in seconds of `time.monotonic`.
+
+    `sent` has the time of each frame, `speech` (time, bytes) of each message with speech, `stopped` the time of each
+    message that reports an interruption.
+    """
 
     script: Script
     dialect: Dialect
@@ -159,35 +166,35 @@ class User:
     stopped: list[float] = field(default_factory=list)
     socket: Socket | None = None
 
-    def take(self, opcode: int, message: bytes) -> None:
-        if size := self.dialect.speech(opcode, message):
+    def on_message(self, opcode: int, message: bytes) -> None:
+        if size := self.dialect.speech_bytes(opcode, message):
             self.speech.append((time.monotonic(), size))
-        elif self.dialect.interrupted(opcode, message):
+        elif self.dialect.is_interruption(opcode, message):
             self.stopped.append(time.monotonic())
 
 
 @dataclass
-class Pace:
-    """How late the sender itself was, ms; a client that is late measures nothing."""
+class SenderDelays:
+    """How late the users sent their frames, in ms. If this is large, the measurement is not valid."""
 
     late_ms: list[float] = field(default_factory=list)
 
 
-async def converse(
-    url: str, dialect: Dialect, clip: Clip, plans: Sequence[Script], at_frame: dict[int, Callable[[], None]]
-) -> tuple[list[User], Pace]:
-    """Connect everybody and let them talk to the end of their scripts. `at_frame` is called back at those frames."""
+async def run_users(
+    url: str, dialect: Dialect, clip: Clip, plans: Sequence[Script], on_frame: dict[int, Callable[[], None]]
+) -> tuple[list[User], SenderDelays]:
+    """Connect all users and let them follow their scripts. `on_frame` maps frame numbers to callbacks."""
     users = [User(script, dialect) for script in plans]
     frames = [dialect.frame(pcm.tobytes()) for pcm in clip.samples]
     for n, user in enumerate(users):
-        user.socket = await Socket.connect(f"{url}{dialect.path}?uid=user{n}", user.take)
-        if (hello := dialect.hello()) is not None:
-            user.socket.send(hello)
+        user.socket = await Socket.connect(f"{url}{dialect.path}?uid=user{n}", user.on_message)
+        if (subscribe := dialect.subscribe_message()) is not None:
+            user.socket.send(subscribe)
     await asyncio.sleep(0.5)
     gc.collect()
     gc.disable()
     try:
-        pace = await _talk(users, frames, at_frame)
+        delays = await _send_frames(users, frames, on_frame)
         await asyncio.sleep(0.3)
     finally:
         gc.enable()
@@ -195,26 +202,26 @@ async def converse(
             if user.socket is not None:
                 user.socket.close()
     await asyncio.sleep(0.1)
-    return users, pace
+    return users, delays
 
 
-async def _talk(users: list[User], frames: list[bytes], at_frame: dict[int, Callable[[], None]]) -> Pace:
-    """Every millisecond a twentieth of the users says its 20 ms."""
-    pace = Pace()
+async def _send_frames(users: list[User], frames: list[bytes], on_frame: dict[int, Callable[[], None]]) -> SenderDelays:
+    """Send a frame of each user every 20 ms, a twentieth of the users in each millisecond."""
+    delays = SenderDelays()
     groups = [users[k::20] for k in range(20)]
     last = max(len(user.script.frames) for user in users)
-    began = time.monotonic() + 0.02
+    started = time.monotonic() + 0.02
     for n in range(last):
-        if n in at_frame:
-            at_frame[n]()
+        if n in on_frame:
+            on_frame[n]()
         for k, group in enumerate(groups):
-            due = began + n * 0.02 + k * 0.001
+            due = started + n * 0.02 + k * 0.001
             if (early := due - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             if k == 0:
-                pace.late_ms.append((time.monotonic() - due) * 1000)
+                delays.late_ms.append((time.monotonic() - due) * 1000)
             for user in group:
                 if n < len(user.script.frames) and user.socket is not None and not user.socket.lost:
                     user.socket.send(frames[user.script.frames[n]])
                     user.sent.append(time.monotonic())
-    return pace
+    return delays

@@ -1,4 +1,4 @@
-"""What a simulated user says and when, what the stub answers, and what a perfect server would know at which frame."""
+"""The workload of the benchmarks: the users' speech, the stub's response, and the frames where turns start and end."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from echosight.engines.stub import STUB_CHUNK_MS, STUB_CHUNKS, STUB_TEXT, STUB_T
 from echosight.engines.tts.espeak import EspeakTTS
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import GenerateOptions, TurnDetectionOptions
-from echosight.turns.detector import SpeechEnded, TurnDetector
+from echosight.turns.detector import TurnDetector, VadSignal
 from vad_utils import WINDOW, default_model
 
-FRAMES_A_SECOND = 50
+FRAMES_PER_SECOND = 50
 
 SILENCE_MS = 400
-"""Endpointing that is asked of every server: thirteen windows of 32 ms."""
+"""Endpointing delay that all servers are configured with: thirteen windows of 32 ms."""
 
-THINK_MS = round(1000 * STUB_TOKEN_S * len(STUB_TEXT.split()))
-"""What the stub takes until its first speech."""
+STUB_LATENCY_MS = round(1000 * STUB_TOKEN_S * len(STUB_TEXT.split()))
+"""Time from the end of the turn to the stub's first speech."""
 
-ANSWER_BYTES = STUB_CHUNKS * STUB_CHUNK_MS * 48
-"""The stub's whole speech, PCM16 at 24 kHz."""
+RESPONSE_BYTES = STUB_CHUNKS * STUB_CHUNK_MS * 48
+"""Size of the stub's whole speech, PCM16 at 24 kHz."""
 
-PIECE = b"\x10\x01\xf0\xfe" * (STUB_CHUNK_MS * 12)
-"""A piece of the stub's speech, never silent."""
+STUB_CHUNK = b"\x10\x01\xf0\xfe" * (STUB_CHUNK_MS * 12)
+"""A chunk of the stub's speech; it contains no silence."""
 
 Samples = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One loop of a user: speech, then silence. Numbers are frames of 20 ms; `samples` is [frames, rate // 50]."""
+    """One loop of a user: `speech` frames of speech, then silence.
+
+    A frame is 20 ms; `samples` is int16 [frames, rate // 50].
+    """
 
     samples: Samples
     speech: int
@@ -48,32 +51,32 @@ class Clip:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def at(self, rate: int) -> Clip:
-        """The same at another rate: what is sent where a dialect wants that rate, and what can be heard of it."""
+    def at_rate(self, rate: int) -> Clip:
+        """The clip resampled, for dialects with another sample rate."""
         pcm = resample(AudioChunk(self.samples.tobytes(), self.rate), rate).pcm
-        return Clip(np.frombuffer(pcm, "<i2").reshape(-1, rate // FRAMES_A_SECOND), self.speech, rate)
+        return Clip(np.frombuffer(pcm, "<i2").reshape(-1, rate // FRAMES_PER_SECOND), self.speech, rate)
 
 
 def clip(recording: Path | None, silence_s: float = 2.5) -> Clip:
-    """Three seconds of speech, or what the recording holds, and a nearly silent rest.
+    """The recording, or three seconds of speech that espeak-ng synthesizes, followed by faint noise.
 
-    The recording must not pause for as long as `SILENCE_MS`. Without one, espeak-ng speaks.
+    The recording must not contain a pause of `SILENCE_MS`.
     """
-    chunk = decode_audio(recording.read_bytes(), "wav", None) if recording else asyncio.run(_spoken())
+    chunk = decode_audio(recording.read_bytes(), "wav", None) if recording else asyncio.run(_synthesize())
     speech = np.frombuffer(resample(chunk, INPUT_SAMPLE_RATE).pcm, "<i2")
-    quiet = np.random.default_rng(1).normal(0, 6, round(silence_s * INPUT_SAMPLE_RATE)).astype(np.int16)
-    size = INPUT_SAMPLE_RATE // FRAMES_A_SECOND
+    noise = np.random.default_rng(1).normal(0, 6, round(silence_s * INPUT_SAMPLE_RATE)).astype(np.int16)
+    size = INPUT_SAMPLE_RATE // FRAMES_PER_SECOND
     frames = -(-len(speech) // size)
-    samples = np.concatenate([speech, np.zeros(frames * size - len(speech), np.int16), quiet])
+    samples = np.concatenate([speech, np.zeros(frames * size - len(speech), np.int16), noise])
     return Clip(samples[: len(samples) // size * size].reshape(-1, size), frames)
 
 
-async def _spoken() -> AudioChunk:
+async def _synthesize() -> AudioChunk:
     voice = EspeakTTS()
     await voice.start()
     try:
         text = "He was not an ill disposed young man, unless to be rather cold hearted is to be ill disposed."
-        pcm = b"".join([piece.pcm async for piece in voice.synthesize(text, GenerateOptions())])
+        pcm = b"".join([chunk.pcm async for chunk in voice.synthesize(text, GenerateOptions())])
         return AudioChunk(pcm[: 6 * voice.rate], voice.rate)
     finally:
         await voice.close()
@@ -81,63 +84,65 @@ async def _spoken() -> AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What one user sends: `frames` are indices into the clip, one every 20 ms.
+    """The audio of one user: `frames` are indices into the clip, one every 20 ms.
 
-    `began[k]` is the frame that completes the first window of speech of turn k, `over[k]` the one that completes its
-    last window of silence: nobody can know of either sooner. Turns from `hasty` on speak into the answer before them.
+    `starts[k]` is the frame that completes the first window of speech of turn k, `ends[k]` the frame that completes the
+    last window of the silence that ends it: no server can detect either earlier. From turn `first_interruption` on, the
+    user speaks over the previous response.
     """
 
     frames: list[int]
-    began: list[int]
-    over: list[int]
-    hasty: int
+    starts: list[int]
+    ends: list[int]
+    first_interruption: int
 
 
 def scripts(clip: Clip, users: int, loops: int, interruptions: int, seed: int = 0) -> list[Script]:
-    """Users spread evenly over the clip: `loops` whole ones after the first, partial one, then `interruptions`.
+    """One script per user, each with another start in the clip: `loops` whole loops, then `interruptions`.
 
-    Raises ValueError if the recording is not one turn a loop.
+    Raises ValueError if the VAD does not find exactly one turn in each loop.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     plans = []
     for user in range(users):
-        start = round((user + chance.random()) / users * len(clip)) % len(clip)
+        start = round((user + rng.random()) / users * len(clip)) % len(clip)
         frames = [*range(start, len(clip)), *(loops * list(range(len(clip))))]
-        calm = len(frames)
+        steady_frames = len(frames)
         for _ in range(interruptions):
-            # From the first second of the answer, which is sent at once, to shortly before its end.
-            frames += range(clip.speech + chance.randrange(40, 75))
+            # From the first second of the response, which is sent at once, to shortly before its end.
+            frames += range(clip.speech + rng.randrange(40, 75))
         frames += range(len(clip))
-        plans.append((frames, calm))
-    found = _moments(clip, [frames for frames, _ in plans])
-    made = []
-    for (frames, calm), (began, over) in zip(plans, found, strict=True):
-        hasty = sum(at < calm + clip.speech // 2 for at in began)
-        said = sum(a > b for a, b in pairwise(frames))
-        if not said <= len(over) <= said + 1:
-            raise ValueError(f"the recording is not one turn: {len(over)} were found in {said} loops")
-        made.append(Script(frames, began, over, hasty))
-    return made
+        plans.append((frames, steady_frames))
+    events = _reference_events(clip, [frames for frames, _ in plans])
+    result = []
+    for (frames, steady_frames), (starts, ends) in zip(plans, events, strict=True):
+        first_interruption = sum(frame < steady_frames + clip.speech // 2 for frame in starts)
+        spoken = sum(a > b for a, b in pairwise(frames))
+        if not spoken <= len(ends) <= spoken + 1:
+            raise ValueError(f"the recording is not one turn: the VAD found {len(ends)} turns in {spoken} loops")
+        result.append(Script(frames, starts, ends, first_interruption))
+    return result
 
 
-def _moments(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list[int]]]:
-    """(began, over) of each stream, by the server's own rules, as frames."""
-    clip = clip.at(INPUT_SAMPLE_RATE)
+def _reference_events(clip: Clip, streams: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """(starts, ends) of the turns in each stream, in frames, by the rules of EchoSight's own detector."""
+    clip = clip.at_rate(INPUT_SAMPLE_RATE)
     model = default_model()
     states = [model.stream() for _ in streams]
     detectors = [TurnDetector(TurnDetectionOptions(min_endpointing_delay_ms=SILENCE_MS)) for _ in streams]
-    first: list[int | None] = [None] * len(streams)
-    moments: list[tuple[list[int], list[int]]] = [([], []) for _ in streams]
+    onsets: list[int | None] = [None] * len(streams)
+    events: list[tuple[list[int], list[int]]] = [([], []) for _ in streams]
     audio = [clip.samples[frames].reshape(-1) for frames in streams]
-    for at in range(0, max(map(len, audio)) - WINDOW + 1, WINDOW):
-        live = [k for k, samples in enumerate(audio) if at + WINDOW <= len(samples)]
-        found = model.probabilities(np.stack([audio[k][at : at + WINDOW] for k in live]), [states[k] for k in live])
-        frame = (at + WINDOW - 1) * FRAMES_A_SECOND // INPUT_SAMPLE_RATE
-        for k, probability in zip(live, found.tolist(), strict=True):
-            began, over = moments[k]
+    for start in range(0, max(map(len, audio)) - WINDOW + 1, WINDOW):
+        live = [k for k, samples in enumerate(audio) if start + WINDOW <= len(samples)]
+        windows = np.stack([audio[k][start : start + WINDOW] for k in live])
+        probabilities = model.probabilities(windows, [states[k] for k in live])
+        frame = (start + WINDOW - 1) * FRAMES_PER_SECOND // INPUT_SAMPLE_RATE
+        for k, probability in zip(live, probabilities.tolist(), strict=True):
+            starts, ends = events[k]
             silent = not detectors[k].speaking
             signals = detectors[k].push(probability)
-            first[k] = (first[k] or frame) if silent and probability >= 0.5 else None
-            began += [f for f in [first[k]] if f is not None and detectors[k].speaking and silent]
-            over += [frame for signal in signals if isinstance(signal, SpeechEnded)]
-    return moments
+            onsets[k] = (onsets[k] or frame) if silent and probability >= 0.5 else None
+            starts += [onset for onset in [onsets[k]] if onset is not None and detectors[k].speaking and silent]
+            ends += [frame for signal in signals if signal.kind is VadSignal.END]
+    return events

@@ -1,8 +1,7 @@
 """The conversation as data: the only truth about what was said, shown and heard.
 
-Whatever an engine caches is derived from it. Items are immutable; an edit replaces an item by one
-with a higher version, so an engine finds the part of its cache that still holds as the longest
-common prefix of `Conversation.signature()`.
+Engines cache what they like, derived from it. Items are immutable; an edit replaces an item by one with a higher
+version, so the part of an engine's cache that is still valid is the longest common prefix of (id, version).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame, Word
+from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame, Word, pcm_ms
 
 Role = Literal["system", "user", "assistant", "tool"]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -28,10 +27,10 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class AudioPart:
-    """Speech. Of a user: what was heard, with its transcript. Of the assistant: what was spoken.
+    """Speech. Of a user: what was recorded, with its transcript. Of the assistant: what was spoken.
 
-    `pcm` is mono PCM16 at `rate` Hz, or None once the bytes were let go or were never kept
-    (`duration_ms` stays true). `transcript` is None while unknown.
+    `pcm` is mono PCM16 at `rate` Hz, or None where the bytes were dropped or never kept (`duration_ms` stays true).
+    `transcript` is None while unknown. `words` are timed in ms from the first sample.
     """
 
     pcm: bytes | None
@@ -43,7 +42,7 @@ class AudioPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture shown `at_ms` into the audio of its item (0 where there is no audio).
+    """An image shown `at_ms` into the audio of its item (0 where there is no audio).
 
     `detail` is ``low``, ``high`` or ``auto``: how closely a model should look.
     """
@@ -71,8 +70,8 @@ class ToolResult:
 
 
 def pcm_part(pcm: bytes, transcript: str | None = None) -> AudioPart:
-    """PCM16 at `INPUT_SAMPLE_RATE` as a part of what a user says."""
-    return AudioPart(pcm, duration_ms=len(pcm) * 500 // INPUT_SAMPLE_RATE, transcript=transcript)
+    """PCM16 at `INPUT_SAMPLE_RATE` as a part of a user's turn."""
+    return AudioPart(pcm, duration_ms=pcm_ms(len(pcm)), transcript=transcript)
 
 
 Part = TextPart | AudioPart | ImagePart | ToolCall | ToolResult
@@ -95,9 +94,9 @@ class Item:
 
     @property
     def text(self) -> str:
-        """All that was said or written in it, as plain text."""
-        said = (p.text if isinstance(p, TextPart) else p.transcript or "" for p in self.parts_of(TextPart, AudioPart))
-        return " ".join(s for s in said if s)
+        """Everything that is said or written in it, as plain text."""
+        texts = (p.text if isinstance(p, TextPart) else p.transcript or "" for p in self.parts_of(TextPart, AudioPart))
+        return " ".join(text for text in texts if text)
 
     @property
     def audio(self) -> AudioPart | None:
@@ -106,7 +105,7 @@ class Item:
 
     @property
     def needs_transcript(self) -> bool:
-        """Whether it holds speech of the user whose words are not known."""
+        """Whether it holds speech of the user that was not transcribed."""
         audio = self.audio
         return self.role == "user" and audio is not None and audio.pcm is not None and audio.transcript is None
 
@@ -120,20 +119,26 @@ class Item:
 
 
 class UserTurn:
-    """The user's turn while it is still going on. Grows in place; `close` freezes it into an `Item`."""
+    """The user's turn while it is still going on. It grows in place; `to_item` freezes it."""
 
     def __init__(self, item_id: str | None = None) -> None:
         self.id = item_id or new_id("item")
         self._pcm = bytearray()
-        self._rest: list[Part] = []
+        self._other_parts: list[Part] = []
 
     def __bool__(self) -> bool:
-        return bool(self._pcm or self._rest)
+        return bool(self._pcm or self._other_parts)
 
     @property
     def duration_ms(self) -> int:
         """Milliseconds of speech so far."""
-        return len(self._pcm) * 500 // INPUT_SAMPLE_RATE
+        return pcm_ms(len(self._pcm))
+
+    @property
+    def has_images_or_text(self) -> bool:
+        return any(
+            isinstance(part, ImagePart) or (isinstance(part, TextPart) and part.text) for part in self._other_parts
+        )
 
     @property
     def pcm(self) -> bytes:
@@ -142,33 +147,33 @@ class UserTurn:
 
     @classmethod
     def from_item(cls, item: Item) -> UserTurn:
-        """An item as the turn it was, for instance to have its speech transcribed."""
+        """A turn of an item's parts, to have its speech transcribed."""
         turn = cls(item.id)
         for part in item.parts:
             turn.add(part)
         return turn
 
     def add(self, part: Part) -> Part:
-        """Append speech, a picture or text; returns the part as it was placed."""
+        """Append speech, an image or text; returns the part with its place in the turn."""
         if isinstance(part, AudioPart):
             self._pcm += part.pcm or b""
             return part
         if isinstance(part, ImagePart):
             part = replace(part, at_ms=part.at_ms or self.duration_ms)
-        self._rest.append(part)
+        self._other_parts.append(part)
         return part
 
     def to_item(self, transcript: str | None = None) -> Item:
-        """The turn as an item: its speech first, then pictures and text in the order they came."""
+        """The turn as an item: its speech first, then images and text in the order in which they came."""
         audio = (AudioPart(bytes(self._pcm), INPUT_SAMPLE_RATE, self.duration_ms, transcript),) if self._pcm else ()
-        return Item("user", (*audio, *self._rest), self.id)
+        return Item("user", (*audio, *self._other_parts), self.id)
 
 
 @dataclass(slots=True)
 class Conversation:
-    """Everything a model needs to go on with a talk. `to_json` and `from_json` are exact inverses.
+    """Everything that a model needs to go on with a conversation. `to_json` and `from_json` are exact inverses.
 
-    `open` is the user's turn in progress: it is no item yet and is not serialised.
+    `pending_turn` is the user's turn in progress: it is no item yet and is not serialised.
     """
 
     id: str = field(default_factory=lambda: new_id("conv"))
@@ -186,8 +191,8 @@ class Conversation:
 
     def previous_id(self, item_id: str) -> str | None:
         """The id of the item before `item_id`, None for the first."""
-        at = self._index(item_id)
-        return self.items[at - 1].id if at else None
+        index = self._index(item_id)
+        return self.items[index - 1].id if index else None
 
     def add(self, item: Item, after: str | None = None) -> str | None:
         """Insert an item behind the one called `after` (``"root"``: at the front; None: at the end).
@@ -196,21 +201,21 @@ class Conversation:
         """
         if self.get(item.id) is not None:
             raise KeyError(item.id)
-        at = len(self.items) if after is None else 0 if after == "root" else self._index(after) + 1
-        self.items.insert(at, item)
-        return self.items[at - 1].id if at else None
+        index = len(self.items) if after is None else 0 if after == "root" else self._index(after) + 1
+        self.items.insert(index, item)
+        return self.items[index - 1].id if index else None
 
     def update(self, item: Item) -> Item:
         """Put a changed item in place of the one with its id, under a new version."""
-        at = self._index(item.id)
-        item = replace(item, version=self.items[at].version + 1)
-        self.items[at] = item
+        index = self._index(item.id)
+        item = replace(item, version=self.items[index].version + 1)
+        self.items[index] = item
         return item
 
-    def transcribed(self, item_id: str, transcript: str) -> None:
-        """Note what the speech of an item says. What was said does not change by it, so its version does not either.
+    def set_transcript(self, item_id: str, transcript: str) -> None:
+        """Set what the speech of an item says. The speech does not change by it, so the version does not either.
 
-        An item that is gone by now is left gone.
+        Does nothing where the item was deleted meanwhile.
         """
         item = self.get(item_id)
         if item is not None and (audio := item.audio) is not None:
@@ -221,10 +226,10 @@ class Conversation:
         return self.items.pop(self._index(item_id))
 
     def trim_media(self, keep_ms: int, keep_image_bytes: int) -> None:
-        """Bound the memory that a long talk takes: forget the oldest raw speech and the oldest pictures.
+        """Bound the memory of a long conversation: drop the oldest raw speech and the oldest images.
 
-        At most `keep_ms` of speech stay; its transcript stays, so that what was said does not change and versions do
-        not either. Speech without a transcript is kept. Pictures beyond `keep_image_bytes` go for good: an edit.
+        At most `keep_ms` of speech stay. The transcript stays, so the content and the version do not change; speech
+        without a transcript is kept. Images beyond `keep_image_bytes` are removed, which is an edit.
         """
         for item in reversed(self.items.copy()):
             audio = item.audio
@@ -237,10 +242,6 @@ class Conversation:
             if size and keep_image_bytes < 0:
                 rest = tuple(p for p in self.items[self._index(item.id)].parts if not isinstance(p, ImagePart))
                 self.update(replace(item, parts=rest))
-
-    def signature(self) -> tuple[tuple[str, int], ...]:
-        """What an engine compares its cache with: (id, version) of each item, in order."""
-        return tuple((item.id, item.version) for item in self.items)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; bytes as base64."""
@@ -264,14 +265,14 @@ class Conversation:
         )
 
     def _replace_part(self, item: Item, old: Part, new: Part) -> None:
-        """Put a part in place of another that says the same."""
+        """Replace a part by another of the same content."""
         parts = tuple(new if part is old else part for part in item.parts)
         self.items[self._index(item.id)] = replace(item, parts=parts)
 
     def _index(self, item_id: str) -> int:
-        for at, item in enumerate(self.items):
+        for index, item in enumerate(self.items):
             if item.id == item_id:
-                return at
+                return index
         raise KeyError(item_id)
 
 
@@ -285,18 +286,20 @@ _PARTS: dict[str, type[Part]] = {
 _NAMES = {kind: name for name, kind in _PARTS.items()}
 
 
-def _plain(value: Any) -> Any:
+def _to_jsonable(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, ImageFrame | Word):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _to_jsonable(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return [_to_jsonable(v) for v in value]
     return value
 
 
 def _item_to_json(item: Item) -> dict[str, Any]:
-    parts = [{"kind": _NAMES[type(p)], **{f.name: _plain(getattr(p, f.name)) for f in fields(p)}} for p in item.parts]
+    parts = [
+        {"kind": _NAMES[type(p)], **{f.name: _to_jsonable(getattr(p, f.name)) for f in fields(p)}} for p in item.parts
+    ]
     return {"id": item.id, "version": item.version, "role": item.role, "status": item.status, "parts": parts}
 
 

@@ -1,11 +1,11 @@
-"""What can go wrong, as one small tree.
+"""The exceptions, as one small tree.
 
 EchoSightError
-├── InputError        what the client sent is wrong; nothing of it was kept
-│   └── WireError     it could not even be read as a message of its dialect
-├── EngineFull        the engine holds all the conversations it can; try again after `retry_after` seconds
+├── InputError        the client sent something wrong; it had no effect
+│   └── WireError     it is not a message of the wire's dialect
+├── EngineFull        no conversation or response fits in now; retry after `retry_after` seconds
 ├── EngineFailure     the engine broke during a turn; the next turn may work
-└── SetupError        something is missing at start: one sentence, and the command that helps
+└── SetupError        the server cannot start: one sentence, and the command that helps
 """
 
 
@@ -22,7 +22,7 @@ class EchoSightError(Exception):
 
 
 class InputError(EchoSightError):
-    """The client asked for something that cannot be done. `param` names the field at fault.
+    """The client asked for something that cannot be done. `param` names the field that is wrong.
 
     `status` is what HTTP routes answer with; `client_event_id` echoes the client's own event id.
     """

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from echosight.conversation import Item
 from echosight.media import AudioChunk, ImageFrame, Transcript, Word
-from echosight.options import GenerateOptions, SessionChanges, SessionOptions
+from echosight.options import GenerateChanges, GenerateOptions, SessionChanges, SessionOptions
 
 # --- inputs ---------------------------------------------------------------------------------------
 
@@ -40,8 +40,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class CommitInput:
-    """The user's turn is over. Refused as `input_audio_buffer_commit_empty` below `min_audio_ms` of speech
-    when there is nothing else in it."""
+    """The user's turn is over. Refused as `input_audio_buffer_commit_empty` where it holds less than `min_audio_ms` of
+    speech and nothing else."""
 
     min_audio_ms: int = 0
 
@@ -53,12 +53,13 @@ class ClearInput:
 
 @dataclass(frozen=True, slots=True)
 class CreateResponse:
-    """Answer now. `interrupt`: stop an answer in progress first, instead of refusing.
+    """Respond now. `interrupt`: cancel a response in progress first, instead of refusing.
 
-    `conversation` False: an answer out of band, whose items are not kept. `input` replaces the history for it.
+    `changes` are made to the session's response options for this response only. `conversation` False: a response out
+    of band, whose items are not kept. `input` replaces the history for it.
     """
 
-    options: GenerateOptions | None = None
+    changes: GenerateChanges | None = None
     interrupt: bool = False
     conversation: bool = True
     input: tuple[Item, ...] | None = None
@@ -67,7 +68,7 @@ class CreateResponse:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the answer in progress: that of `turn`, or whichever there is. Refused where there is none if `strict`."""
+    """Cancel the response of that id, or the one in progress. Refused where there is none if `strict`."""
 
     response_id: str | None = None
     strict: bool = False
@@ -83,7 +84,7 @@ class PlaybackProgress:
 
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Cut the assistant's item to what is begun within `audio_ms` of its speech."""
+    """Cut the assistant's item to the words that begin within `audio_ms` of its speech."""
 
     item_id: str
     audio_ms: int
@@ -91,7 +92,7 @@ class Truncate:
 
 @dataclass(frozen=True, slots=True)
 class AddItem:
-    """Put an item into the conversation, behind `after` (``"root"``: in front; None: at the end)."""
+    """Add an item to the conversation, behind `after` (``"root"``: at the front; None: at the end)."""
 
     item: Item
     after: str | None = None
@@ -116,14 +117,14 @@ class UpdateOptions:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Comes back as `Synced` once everything before it has been taken in."""
+    """The session answers with `Synced` once it has taken in every input before this one."""
 
     tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Forget the conversation."""
+    """Delete all items of the conversation."""
 
 
 Input = (
@@ -149,7 +150,7 @@ class OptionsUpdated:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """`answering`: the user's turn is over and its answer is being made."""
+    """The answer to a `Sync`. `generating`: a response is generated on the conversation."""
 
     tag: str
     generating: bool
@@ -157,7 +158,7 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class SpeechStarted:
-    """Speech began at sample `at` (pre-roll included) of the session's audio."""
+    """The user's turn began at sample `at` of the session's audio, pre-roll included."""
 
     item_id: str
     at: int
@@ -173,7 +174,7 @@ class SpeechStopped:
 
 @dataclass(frozen=True, slots=True)
 class IdleTimedOut:
-    """The user has said nothing from sample `start` to sample `end`; the silence becomes a turn of its own."""
+    """The user was silent from sample `start` to sample `end`; the silence becomes a turn of its own."""
 
     item_id: str
     start: int
@@ -195,7 +196,7 @@ class InputCommitted:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptUpdated:
-    """What was understood of the user's turn so far; replaces what was said before of the same item."""
+    """The transcript of the user's turn so far; it replaces earlier ones of the same item."""
 
     item_id: str
     transcript: Transcript
@@ -213,7 +214,7 @@ class TranscriptionFailed:
 
 @dataclass(frozen=True, slots=True)
 class VadLevel:
-    """Probability of speech in the 512 samples before sample `at`; sent only where `SessionOptions.levels` is set."""
+    """Probability of speech in the 512 samples before sample `at`; sent where `SessionOptions.vad_levels` is set."""
 
     at: int
     probability: float
@@ -221,7 +222,7 @@ class VadLevel:
 
 @dataclass(frozen=True, slots=True)
 class ItemAdded:
-    """An item entered the conversation; `turn` is the answer that it is part of."""
+    """An item was added to the conversation; `response_id` is that of the response that it is part of."""
 
     item: Item
     previous_id: str | None
@@ -230,7 +231,7 @@ class ItemAdded:
 
 @dataclass(frozen=True, slots=True)
 class ItemDone:
-    """An item is complete, or as complete as it will be."""
+    """An item will not grow any more: it is complete, or was cut off."""
 
     item: Item
     previous_id: str | None
@@ -249,9 +250,9 @@ class ItemRetrieved:
 
 @dataclass(frozen=True, slots=True)
 class ItemTruncated:
-    """The assistant's item was cut to what was heard: `text` is left of it.
+    """The assistant's item was cut to what was played; `text` remains.
 
-    `requested`: because the client said so, and not by the session's own account of what was played.
+    `requested`: the client asked for it; otherwise the session cut it by its own account of what was played.
     """
 
     item_id: str
@@ -262,7 +263,7 @@ class ItemTruncated:
 
 @dataclass(frozen=True, slots=True)
 class ResponseStarted:
-    """An answer begins. `user_item` is the item it answers, where there is one."""
+    """A response begins. `user_item` is the user's item that it responds to, where there is one."""
 
     response_id: str
     options: GenerateOptions
@@ -273,7 +274,7 @@ class ResponseStarted:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text of the answer. With speech it is the transcript of what is spoken, and may run ahead of it."""
+    """Text of the response. With speech it is the transcript of what is spoken, and may run ahead of it."""
 
     response_id: str
     item_id: str
@@ -282,7 +283,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class SpeechDelta:
-    """Speech of the answer. `words` are those that begin in it, timed from the answer's first sample."""
+    """Speech of the response. `words` are those that begin in it, timed from the first sample of the response."""
 
     response_id: str
     item_id: str
@@ -303,9 +304,9 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class Waterfall:
-    """When each stage of a turn was reached, in ms after the end of the user's speech; None: not (yet) reached.
+    """When each stage of a response was reached, in ms after the end of the user's speech; None: not (yet) reached.
 
-    Filled in while the turn runs: `first_byte` only once the first speech has left the outbox.
+    Filled in while the response runs: `first_byte` once the client was sent the first speech.
     """
 
     endpoint: float | None = None
@@ -332,10 +333,10 @@ Outcome = Literal["completed", "cancelled", "failed", "incomplete"]
 
 @dataclass(frozen=True, slots=True)
 class ResponseEnded:
-    """The answer is over; every TurnStarted has exactly one.
+    """The response is over; every `ResponseStarted` has exactly one.
 
-    `reason` says why it was not completed: ``turn_detected`` (speech over it), ``client_cancelled``,
-    ``max_output_tokens``, ``content_filter``, or an error code. `made_by` names the parts that made it.
+    `reason` is why it was not completed: ``turn_detected`` (speech over it), ``client_cancelled``,
+    ``max_output_tokens``, ``content_filter``, or an error code. `providers` are the names of the parts that made it.
     """
 
     response_id: str
@@ -350,7 +351,10 @@ class ResponseEnded:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRaised:
-    """Something went wrong and the session goes on. `reference` is the client's own id of the message at fault."""
+    """An input was refused, or something failed; the session goes on.
+
+    `client_event_id` is the client's own id of the message that caused it.
+    """
 
     code: str
     message: str

@@ -1,11 +1,13 @@
-"""What a microphone, a camera and a loudspeaker deal in: the plain values that every floor shares."""
+"""Audio, images, words and transcripts: the plain values that every floor shares."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+__all__ = ["INPUT_SAMPLE_RATE", "AudioChunk", "ImageFrame", "Transcript", "Word", "pcm_ms"]
+
 INPUT_SAMPLE_RATE = 16_000
-"""Rate at which sessions hear: Silero's, and that of every speech model served here."""
+"""Rate of the user's audio inside the server, in Hz: Silero's, and that of every speech model served here."""
 
 
 def pcm_ms(size: int, rate: int = INPUT_SAMPLE_RATE) -> int:
@@ -31,7 +33,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class ImageFrame:
-    """One still picture as it came, encoded (JPEG, PNG or WebP), already checked to be decodable.
+    """One still image, encoded as it came (JPEG, PNG or WebP) and checked to be decodable.
 
     `width` and `height` are in pixels; `media_type` is e.g. ``image/jpeg``.
     """
@@ -44,9 +46,9 @@ class ImageFrame:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word: it begins `start_ms` into the audio, and with it `text[:end]` has been begun.
+    """A spoken word: it begins `start_ms` into the audio, and with it `text[:text_end]` has begun.
 
-    `end` counts characters of the text that the audio speaks, trailing punctuation included,
+    `text_end` counts characters of the text that the audio speaks, trailing punctuation included,
     so cutting at a word is slicing a string.
     """
 
@@ -56,9 +58,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What an engine or a transcriber understood. `words` are timed in ms from the first sample heard.
+    """What an engine or an STT understood. `words` are timed in ms from the first sample of the speech.
 
-    `final` is False while the speaker may still go on. `made_by` names who wrote it, where that may be one of several.
+    `final` is False while the user may still go on. `provider` is the STT that wrote it, where there are several.
     """
 
     text: str

@@ -5,8 +5,8 @@ A client changes single fields: `SessionChanges` names them, and only the sessio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypedDict, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 from echosight.media import AudioChunk
 
@@ -146,17 +146,3 @@ def apply_changes(
         base = options.turn_detection or turn_detection or TurnDetectionOptions()
         values["turn_detection"] = replace(base, **detection)
     return replace(options, **values)
-
-
-def changes_between(before: SessionOptions, after: SessionOptions) -> SessionChanges:
-    """The changes that turn `before` into `after`: only the fields that differ."""
-    changes = _differences(before, after)
-    if "response" in changes:
-        changes["response"] = _differences(before.response, after.response)
-    if (detection := changes.get("turn_detection")) is not None:
-        changes["turn_detection"] = _differences(before.turn_detection or TurnDetectionOptions(), detection)
-    return cast(SessionChanges, changes)
-
-
-def _differences(before: Any, after: Any) -> dict[str, Any]:
-    return {f.name: value for f in fields(after) if (value := getattr(after, f.name)) != getattr(before, f.name)}

@@ -19,7 +19,7 @@ from tests.fakes import ScriptedEngine
 WINDOW_MS = 32
 
 
-class LoudnessVoice(VadStream):
+class LoudnessVad(VadStream):
     """Loud is speech: windows with any sample but zero have probability 1."""
 
     def __init__(self) -> None: ...
@@ -68,7 +68,7 @@ class Bench:
     async def until(self, kind: type[Kind]) -> Kind:
         """Read on until an event of this kind."""
         async with asyncio.timeout(5):
-            async for event in self.session.outbox:
+            async for event in self.session.events():
                 self.seen.append(event)
                 if isinstance(event, kind):
                     return event
@@ -91,15 +91,15 @@ async def bench(engine: ScriptedEngine | None = None, **options: Any) -> AsyncGe
     engine = engine or ScriptedEngine()
     clock = Clock()
     chosen = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
-    session = Session("s", EngineHost(engine), LoudnessVoice(), chosen, clock=clock)
+    session = Session("s", EngineHost(engine), LoudnessVad(), chosen, clock=clock)
     try:
         yield Bench(session, engine, clock)
     finally:
         await session.close()
 
 
-def pieces_of(audio: Audio, ms: int) -> Iterator[Audio]:
-    """The same sound in pieces of `ms`."""
+def chunks_of(audio: Audio, ms: int) -> Iterator[Audio]:
+    """The same audio in chunks of `ms`."""
     size = 2 * INPUT_SAMPLE_RATE * ms // 1000
     for at in range(0, len(audio.chunk.pcm), size):
         yield Audio(AudioChunk(audio.chunk.pcm[at : at + size]))

@@ -43,7 +43,7 @@ items = st.lists(
 
 
 @given(items, st.text(), st.none() | st.text())
-def test_json_and_back_is_the_same(contents: list[Item], instructions: str, language: str | None) -> None:
+def test_to_json_and_from_json_are_inverse(contents: list[Item], instructions: str, language: str | None) -> None:
     conversation = Conversation("c", instructions, language, ({"name": "f"},), contents)
     assert Conversation.from_json(json.loads(json.dumps(conversation.to_json()))) == conversation
 
@@ -66,29 +66,33 @@ def test_items_go_where_they_are_put() -> None:
         conversation.add(Item("user", (), "i1"))
 
 
-def test_an_edit_changes_the_signature_from_there_on() -> None:
+def versions(conversation: Conversation) -> list[tuple[str, int]]:
+    return [(item.id, item.version) for item in conversation]
+
+
+def test_an_edit_changes_the_version_of_its_item() -> None:
     conversation = talk()
-    before = conversation.signature()
+    before = versions(conversation)
     conversation.update(Item("user", (TextPart("changed"),), "i1"))
-    assert conversation.signature() == (before[0], ("i1", 1), before[2])
+    assert versions(conversation) == [before[0], ("i1", 1), before[2]]
 
 
-def test_knowing_a_transcript_or_dropping_bytes_is_no_edit() -> None:
+def test_a_transcript_or_dropped_bytes_are_no_edit() -> None:
     conversation = Conversation()
     for number in range(3):
         conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), f"i{number}"))
-    before = conversation.signature()
+    before = versions(conversation)
     for number in range(2):
-        conversation.transcribed(f"i{number}", f"said {number}")
-    conversation.transcribed("gone", "nothing happens")
+        conversation.set_transcript(f"i{number}", f"said {number}")
+    conversation.set_transcript("gone", "nothing happens")
     conversation.trim_media(keep_ms=1000, keep_image_bytes=0)
-    assert conversation.signature() == before
+    assert versions(conversation) == before
     kept = [item.audio is not None and item.audio.pcm is not None for item in conversation]
     assert kept == [False, False, True]
     assert conversation.items[0].text == "said 0"
 
 
-def test_speech_without_a_transcript_is_never_let_go() -> None:
+def test_speech_without_a_transcript_is_never_dropped() -> None:
     conversation = Conversation()
     conversation.add(Item("user", (AudioPart(b"\0" * 32_000, duration_ms=1000),), "i"))
     conversation.trim_media(keep_ms=0, keep_image_bytes=0)
@@ -96,7 +100,7 @@ def test_speech_without_a_transcript_is_never_let_go() -> None:
     assert conversation.items[0].audio.pcm is not None
 
 
-def test_the_oldest_pictures_go_for_good() -> None:
+def test_the_oldest_images_are_removed() -> None:
     conversation = Conversation()
     frame = ImageFrame(b"x" * 100, "image/jpeg", 1, 1)
     for number in range(3):
@@ -104,14 +108,14 @@ def test_the_oldest_pictures_go_for_good() -> None:
         conversation.add(Item("user", parts, f"i{number}"))
     conversation.trim_media(keep_ms=1, keep_image_bytes=200)
     assert [len(item.images) for item in conversation] == [0, 1, 1]
-    assert conversation.signature() == (("i0", 1), ("i1", 0), ("i2", 0)), "an engine must not believe it still sees it"
+    assert versions(conversation) == [("i0", 1), ("i1", 0), ("i2", 0)], "an engine must not believe it still sees it"
     assert conversation.items[0].text == "said look"
     oldest = conversation.items[0].audio
     assert oldest is not None
     assert oldest.pcm is None
 
 
-def test_pictures_know_when_they_were_shown() -> None:
+def test_images_know_when_they_were_shown() -> None:
     turn = UserTurn()
     frame = ImageFrame(b"", "image/png", 1, 1)
     turn.add(AudioPart(b"\0" * 3200))

@@ -6,8 +6,6 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from echosight.options import (
     GenerateChanges,
@@ -17,28 +15,7 @@ from echosight.options import (
     TurnDetectionChanges,
     TurnDetectionOptions,
     apply_changes,
-    changes_between,
 )
-
-DETECTION = st.builds(
-    TurnDetectionOptions, threshold=st.sampled_from([0.3, 0.5, 0.9]), max_turn_ms=st.sampled_from([1_000, 60_000])
-)
-RESPONSE = st.builds(
-    GenerateOptions, voice=st.sampled_from([None, "one"]), speed=st.sampled_from([1.0, 1.5]), instructions=st.none()
-)
-OPTIONS = st.builds(
-    SessionOptions,
-    instructions=st.sampled_from(["", "Be kind."]),
-    turn_detection=st.none() | DETECTION,
-    response=RESPONSE,
-    record=st.booleans(),
-)
-
-
-@given(OPTIONS, OPTIONS)
-def test_the_changes_between_two_lead_from_one_to_the_other(before: SessionOptions, after: SessionOptions) -> None:
-    # A detection that was off is built up from the defaults.
-    assert apply_changes(before, changes_between(before, after)) == after
 
 
 def test_changes_leave_alone_what_they_do_not_name() -> None:

@@ -1,4 +1,4 @@
-"""Silero in numpy against the upstream graph in ONNX Runtime, and the cutting of recordings into speech."""
+"""The Silero network in numpy compared with the upstream graph in ONNX Runtime, and the spans of speech it finds."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def run_upstream(session: onnxruntime.InferenceSession, audio: Floats, context: 
     before = np.zeros(CONTEXT, np.float32)
     found = []
     for window in windows_of(audio):
-        heard = np.concatenate([before[CONTEXT - context :], window])[None]
-        probability, state = session.run(None, {"input": heard, "state": state, "sr": np.array(SAMPLE_RATE)})
+        padded = np.concatenate([before[CONTEXT - context :], window])[None]
+        probability, state = session.run(None, {"input": padded, "state": state, "sr": np.array(SAMPLE_RATE)})
         found.append(probability[0, 0])
         before = window[-CONTEXT:]
     return np.array(found, np.float32)
@@ -66,19 +66,21 @@ def windows_of(audio: Floats) -> Floats:
     return audio[: len(audio) // WINDOW * WINDOW].reshape(-1, WINDOW)
 
 
-def test_the_model_file_is_the_one_in_the_notice() -> None:
+def test_the_model_file_has_the_checksum_in_the_notice() -> None:
     digest = hashlib.sha256(MODEL_PATH.read_bytes()).hexdigest()
     assert digest in MODEL_PATH.with_name("NOTICE").read_text()
 
 
-def test_equals_the_upstream_graph(speech: Floats, upstream: onnxruntime.InferenceSession) -> None:
+def test_probabilities_equal_the_upstream_graph(speech: Floats, upstream: onnxruntime.InferenceSession) -> None:
     whole = speech[: len(speech) // WINDOW * WINDOW]
     expected = run_upstream(upstream, whole)
     assert expected.max() > 0.9 and expected.min() < 0.1
     np.testing.assert_allclose(default_model().scan(whole), expected, atol=1e-5)
 
 
-def test_equals_the_upstream_graph_on_real_speech(speech_dir: Path, upstream: onnxruntime.InferenceSession) -> None:
+def test_probabilities_equal_the_upstream_graph_on_real_speech(
+    speech_dir: Path, upstream: onnxruntime.InferenceSession
+) -> None:
     recordings = [entry["file"] for entry in json.loads((speech_dir / "manifest.json").read_text())]
     mono = [r for r in recordings if soundfile.info(speech_dir / r).channels == 1]
     assert mono
@@ -88,22 +90,22 @@ def test_equals_the_upstream_graph_on_real_speech(speech_dir: Path, upstream: on
         np.testing.assert_allclose(default_model().scan(whole), run_upstream(upstream, whole), atol=1e-5)
 
 
-def test_equals_the_upstream_graph_on_noise_of_any_loudness(upstream: onnxruntime.InferenceSession) -> None:
+def test_probabilities_equal_the_upstream_graph_on_noise_of_any_level(upstream: onnxruntime.InferenceSession) -> None:
     random = np.random.default_rng(1)
     for level in (0.0, 1e-4, 0.05, 1.0):
         noise: Floats = (level * random.uniform(-1, 1, 20 * WINDOW)).astype(np.float32)
         np.testing.assert_allclose(default_model().scan(noise), run_upstream(upstream, noise), atol=1e-5)
 
 
-def test_the_context_is_not_forgotten(speech: Floats, upstream: onnxruntime.InferenceSession) -> None:
-    """Upstream takes 512 samples without context and raises nothing: the model must not be like that."""
+def test_the_context_of_the_previous_window_is_used(speech: Floats, upstream: onnxruntime.InferenceSession) -> None:
+    """The upstream graph accepts 512 samples without context and then gives wrong probabilities."""
     without = run_upstream(upstream, speech, context=0)
     ours = default_model().scan(speech[: len(without) * WINDOW])
     assert ours.max() > 0.9
     assert np.abs(ours - without).max() > 0.5
 
 
-def test_the_last_samples_of_a_window_count_in_the_next(speech: Floats) -> None:
+def test_the_last_samples_of_a_window_are_the_context_of_the_next(speech: Floats) -> None:
     model = default_model()
     one, other = model.stream(), model.stream()
     window = speech[16_000 : 16_000 + WINDOW]
@@ -117,38 +119,38 @@ def test_the_last_samples_of_a_window_count_in_the_next(speech: Floats) -> None:
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 5, 8, 31, 32, 33, 70])
-def test_a_batch_is_as_good_as_singles(speech: Floats, batch: int) -> None:
+def test_a_batch_gives_the_same_as_single_windows(speech: Floats, batch: int) -> None:
     model = default_model()
     windows = windows_of(speech)
     together = [model.stream() for _ in range(batch)]
     alone = [model.stream() for _ in range(batch)]
     for step in range(4):
-        heard = windows[(np.arange(batch) * 3 + step + 20) % len(windows)]
-        found = model.probabilities(heard, together)
+        batch_windows = windows[(np.arange(batch) * 3 + step + 20) % len(windows)]
+        found = model.probabilities(batch_windows, together)
         assert found.shape == (batch,) and found.dtype == np.float32
-        singles = [model.probabilities(heard[k : k + 1], alone[k : k + 1])[0] for k in range(batch)]
+        singles = [model.probabilities(batch_windows[k : k + 1], alone[k : k + 1])[0] for k in range(batch)]
         np.testing.assert_allclose(found, np.array(singles, np.float32), atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=12))
-def test_interleaved_streams_are_as_good_as_solo_ones(passes: list[set[int]]) -> None:
+def test_interleaved_streams_give_the_same_as_separate_ones(passes: list[set[int]]) -> None:
     model = default_model()
     random = np.random.default_rng(7)
     audio: Floats = (0.3 * random.standard_normal((6, len(passes), WINDOW))).astype(np.float32)
     states = [model.stream() for _ in range(6)]
-    heard: list[list[float]] = [[] for _ in range(6)]
+    probabilities: list[list[float]] = [[] for _ in range(6)]
     for members in passes:
-        who = sorted(members)
-        windows = np.stack([audio[k, len(heard[k])] for k in who])
-        for k, probability in zip(who, model.probabilities(windows, [states[k] for k in who]), strict=True):
-            heard[k].append(float(probability))
+        batch = sorted(members)
+        windows = np.stack([audio[k, len(probabilities[k])] for k in batch])
+        for k, probability in zip(batch, model.probabilities(windows, [states[k] for k in batch]), strict=True):
+            probabilities[k].append(float(probability))
     for k in range(6):
-        alone: Floats = model.scan(audio[k, : len(heard[k])].reshape(-1))
-        np.testing.assert_allclose(np.array(heard[k], np.float32), alone, atol=1e-5)
+        alone: Floats = model.scan(audio[k, : len(probabilities[k])].reshape(-1))
+        np.testing.assert_allclose(np.array(probabilities[k], np.float32), alone, atol=1e-5)
 
 
-def test_pcm16_is_the_same_as_floats(speech: Floats) -> None:
+def test_int16_and_float_input_give_the_same(speech: Floats) -> None:
     pcm = (speech * 32_767).astype(np.int16)
     floats: Floats = pcm.astype(np.float32) / np.float32(32_768)
     np.testing.assert_array_equal(default_model().scan(pcm), default_model().scan(floats))
@@ -170,7 +172,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
         SileroVADModel(tmp_path / "missing.onnx")
 
 
-def test_timestamps_lie_around_the_speech(speech: Floats) -> None:
+def test_timestamps_enclose_the_speech(speech: Floats) -> None:
     (span,) = get_speech_timestamps(speech)
     assert abs(span["start"] - 8000) < 3200
     assert abs(span["end"] - (len(speech) - 16_000)) < 4800
@@ -187,7 +189,7 @@ def test_a_recording_without_speech_has_no_timestamps() -> None:
     assert get_speech_timestamps(np.zeros(50_000, np.float32)) == []
 
 
-def test_no_span_is_longer_than_allowed_and_nothing_is_lost(speech: Floats) -> None:
+def test_long_speech_is_split_without_losing_any(speech: Floats) -> None:
     loud = np.concatenate([speech[8000:-16_000]] * 4)
     (whole,) = get_speech_timestamps(loud, min_silence_duration_ms=1000)
     spans = get_speech_timestamps(loud, min_silence_duration_ms=1000, max_speech_duration_s=1.0)
@@ -197,7 +199,7 @@ def test_no_span_is_longer_than_allowed_and_nothing_is_lost(speech: Floats) -> N
     assert all(a["end"] <= b["start"] for a, b in pairwise(spans))
 
 
-def test_padding_never_overlaps_and_never_leaves_the_recording(speech: Floats) -> None:
+def test_padded_spans_do_not_overlap_and_stay_inside_the_recording(speech: Floats) -> None:
     twice = np.concatenate([speech[8000:-16_000], np.zeros(8000, np.float32), speech[8000:]])
     for pad in (0, 30, 200, 5000):
         spans = get_speech_timestamps(twice, threshold=0.5, min_silence_duration_ms=100, speech_pad_ms=pad)
@@ -205,7 +207,7 @@ def test_padding_never_overlaps_and_never_leaves_the_recording(speech: Floats) -
         assert edges == sorted(edges) and edges[0] >= 0 and edges[-1] <= len(twice)
 
 
-def test_wrong_arguments_are_errors() -> None:
+def test_wrong_arguments_raise() -> None:
     with pytest.raises(ValueError, match="512"):
         get_speech_timestamps(np.zeros(1000, np.float32), window_size_samples=1536)
     with pytest.raises(ValueError, match="one channel"):
@@ -214,30 +216,30 @@ def test_wrong_arguments_are_errors() -> None:
         get_speech_timestamps(np.zeros(1000, np.float32), treshold=0.5)
 
 
-def test_chunks_are_joined_in_order() -> None:
+def test_chunks_are_concatenated_in_order() -> None:
     audio = np.arange(10, dtype=np.float32)
-    joined = collect_chunks(audio, [{"start": 1, "end": 3}, {"start": 7, "end": 8}])
-    assert joined.tolist() == [1, 2, 7] and joined.dtype == np.float32
+    collected = collect_chunks(audio, [{"start": 1, "end": 3}, {"start": 7, "end": 8}])
+    assert collected.tolist() == [1, 2, 7] and collected.dtype == np.float32
     assert collect_chunks(audio, []).tolist() == []
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", [16_000, 24_000, 8_000])
-def test_run_vad_keeps_the_speech_at_its_own_rate(speech: Floats, rate: int, channels: int) -> None:
+def test_run_vad_keeps_the_rate_of_the_recording(speech: Floats, rate: int, channels: int) -> None:
     soxr = pytest.importorskip("soxr")
     own = speech if rate == SAMPLE_RATE else soxr.resample(speech, SAMPLE_RATE, rate)
     wav = io.BytesIO()
     soundfile.write(wav, np.stack([own] * channels, axis=1), rate, format="WAV", subtype="PCM_16")
     raw = (own * 32_767).astype(np.int16).tobytes()
     expected = sum(s["end"] - s["start"] for s in get_speech_timestamps(speech)) / SAMPLE_RATE
-    for data, said in ((raw, rate), (wav.getvalue(), 1)):
-        seconds, pcm, elapsed = run_vad(data, said)
+    for data, sample_rate in ((raw, rate), (wav.getvalue(), 1)):
+        seconds, pcm, elapsed = run_vad(data, sample_rate)
         assert len(pcm) == round(seconds * rate) * 2 and elapsed > 0
         assert abs(seconds - expected) < 0.1
 
 
 @pytest.mark.parametrize(("data", "rate"), [(b"\0\0\0", 16_000), (b"\0\0", 0), (b"RIFF\0\0\0\0WAVEjunk", 16_000)])
-def test_run_vad_refuses_what_is_no_audio(data: bytes, rate: int) -> None:
+def test_run_vad_refuses_other_data(data: bytes, rate: int) -> None:
     with pytest.raises(ValueError):
         run_vad(data, rate)
     assert run_vad(b"", 16_000)[:2] == (0.0, b"")

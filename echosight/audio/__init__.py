@@ -1,1 +1,1 @@
-"""Samples: PCM, file formats, codecs, resampling, and the Silero network."""
+"""Audio: PCM arithmetic, file formats, codecs, sample rate conversion and the Silero VAD network."""

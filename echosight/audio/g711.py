@@ -1,9 +1,11 @@
-"""G.711, the telephone's µ-law and A-law, by table (ITU-T G.711)."""
+"""G.711 µ-law and A-law, the codecs of telephony, by lookup table (ITU-T Recommendation G.711)."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = ["alaw_decode", "alaw_encode", "ulaw_decode", "ulaw_encode"]
 
 Levels = NDArray[np.int16]
 
@@ -30,25 +32,25 @@ def alaw_encode(pcm: bytes) -> bytes:
 
 def _ulaw_levels() -> Levels:
     code = ~np.arange(256, dtype=np.uint8) & 0xFF
-    size = ((((code & 0x0F).astype(np.int32) << 3) + 0x84) << ((code & 0x70) >> 4)) - 0x84
-    levels: Levels = np.where(code & 0x80, -size, size).astype(np.int16)
+    magnitude = ((((code & 0x0F).astype(np.int32) << 3) + 0x84) << ((code & 0x70) >> 4)) - 0x84
+    levels: Levels = np.where(code & 0x80, -magnitude, magnitude).astype(np.int16)
     return levels
 
 
 def _alaw_levels() -> Levels:
     code = np.arange(256, dtype=np.uint8) ^ 0x55
     segment = (code & 0x70).astype(np.int32) >> 4
-    size = ((code & 0x0F).astype(np.int32) << 4) + np.where(segment, 0x108, 8) << np.maximum(segment - 1, 0)
-    levels: Levels = np.where(code & 0x80, size, -size).astype(np.int16)
+    magnitude = ((code & 0x0F).astype(np.int32) << 4) + np.where(segment, 0x108, 8) << np.maximum(segment - 1, 0)
+    levels: Levels = np.where(code & 0x80, magnitude, -magnitude).astype(np.int16)
     return levels
 
 
 def _codes(levels: Levels) -> NDArray[np.uint8]:
-    """For every PCM16 value, read as an unsigned index, the code of the nearest level; silence is the positive zero."""
+    """For every PCM16 value, indexed as uint16, the code of the nearest level; 0 becomes the positive zero."""
     order = np.lexsort((-np.arange(256), levels))
-    known, first = np.unique(levels[order].astype(np.int32), return_index=True)
+    distinct, first = np.unique(levels[order].astype(np.int32), return_index=True)
     sample = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.int32)
-    nearest = np.searchsorted((known[1:] + known[:-1]) / 2, sample, side="right")
+    nearest = np.searchsorted((distinct[1:] + distinct[:-1]) / 2, sample, side="right")
     return order[first][nearest].astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""From one sample rate to another, piece by piece: a polyphase filter in numpy."""
+"""Sample rate conversion of streams: a polyphase windowed-sinc filter in numpy."""
 
 from __future__ import annotations
 
@@ -7,79 +7,79 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from echosight.audio.pcm import Samples, to_int16
+from echosight.audio.pcm import PcmSamples, to_int16
 from echosight.errors import InputError
 from echosight.media import AudioChunk
+
+__all__ = ["MAX_HZ", "MIN_HZ", "Resampler", "check_rate", "resample"]
 
 MIN_HZ, MAX_HZ = 4_000, 192_000
 
 
 def resample(chunk: AudioChunk, rate: int) -> AudioChunk:
-    """A whole recording at another rate."""
+    """A whole recording at `rate` Hz. Raises `InputError` for rates outside of `MIN_HZ` to `MAX_HZ`."""
     return AudioChunk(Resampler(chunk.rate, rate).push(chunk.pcm, last=True), rate)
 
 
 class Resampler:
-    """PCM16 at one rate into PCM16 at another, piece by piece, with a few milliseconds of look-ahead at most.
+    """Converts a stream of mono PCM16 from one rate to another, chunk by chunk.
 
-    A polyphase windowed-sinc filter: `_ZEROS` zero crossings of the lower rate on each side, which is also what it
-    holds back (1.5 ms where the lower rate is 16 kHz). How the input is cut into pieces does not change a bit of the
-    output, and the n-th output lies at the same instant as in one piece. Lengths are rounded to the nearest sample
-    (up, where `prompt`).
+    A linear-phase polyphase windowed-sinc filter with `_ZEROS` zero crossings of the lower rate on each side. Its
+    look-ahead is the same length: 1.5 ms where the lower rate is 16 kHz. Chunk sizes do not change any bit of the
+    output, and each output sample keeps its time. The total length is rounded to the nearest sample (up if `causal`).
 
-    `prompt`: nothing is held back. Every output is there with the last input at or before its instant, by a filter of
-    the same bands and minimum phase, which is 0.1 to 0.3 ms late. For ears: what is heard cannot wait for the next
-    packet, 20 ms away, because a window of the VAD lacks a sample.
+    `causal`: a minimum-phase filter of the same magnitude response without look-ahead; it delays the signal by 0.1 to
+    0.3 ms. Use it for the VAD: if a window lacked one sample, it would wait for the next packet, often 20 ms.
+
+    Raises `InputError` for rates outside of `MIN_HZ` to `MAX_HZ`.
     """
 
-    def __init__(self, from_hz: int, to_hz: int, *, prompt: bool = False) -> None:
+    def __init__(self, from_hz: int, to_hz: int, *, causal: bool = False) -> None:
         check_rate(from_hz)
         check_rate(to_hz)
         self.from_hz = from_hz
         self.to_hz = to_hz
-        self._filter = _filter(from_hz, to_hz, prompt)
-        self._restart()
+        self._filter = _filter(from_hz, to_hz, causal)
+        self._reset()
 
-    def _restart(self) -> None:
-        """As new: the buffer begins with the silence before the first sample."""
-        self._buffer = np.zeros(self._filter.before)
+    def _reset(self) -> None:
+        """Start a new stream: the buffer begins with the silence before the first sample."""
+        self._buffer = np.zeros(self._filter.history)
         self._skip = 0
         self._received = 0
         self._sent = 0
 
     def push(self, pcm: bytes, last: bool = False) -> bytes:
-        """Take whole samples in; return those that are ready, with `last` all that are left.
-
-        After `last` it is ready for another stream.
-        """
+        """Add whole samples of PCM16; returns the samples that are complete. `last` flushes the rest and resets."""
         if self.from_hz == self.to_hz:
             return pcm
-        if len(pcm) <= _PIECE:
-            return self._take(pcm, last)
+        if len(pcm) <= _BLOCK_BYTES:
+            return self._convert(pcm, last)
         return b"".join(
-            self._take(pcm[at : at + _PIECE], last and at + _PIECE >= len(pcm)) for at in range(0, len(pcm), _PIECE)
+            self._convert(pcm[start : start + _BLOCK_BYTES], last and start + _BLOCK_BYTES >= len(pcm))
+            for start in range(0, len(pcm), _BLOCK_BYTES)
         )
 
-    def _take(self, pcm: bytes, last: bool) -> bytes:
-        kernel = self._filter
-        pieces = [self._buffer, np.frombuffer(pcm, "<i2")]
-        held_back = last and not kernel.prompt
-        if held_back:
-            pieces.append(np.zeros(kernel.taps - kernel.before))
-        self._buffer = np.concatenate(pieces)
+    def _convert(self, pcm: bytes, last: bool) -> bytes:
+        fir = self._filter
+        parts = [self._buffer, np.frombuffer(pcm, "<i2")]
+        flush = last and not fir.causal
+        if flush:
+            parts.append(np.zeros(fir.taps - fir.history))
+        self._buffer = np.concatenate(parts)
         self._received += len(pcm) // 2
-        ready = kernel.ready(len(self._buffer)) - self._skip
-        if held_back:
-            ready = (2 * self._received * kernel.up + kernel.down) // (2 * kernel.down) - self._sent
-        out = kernel.apply(self._buffer, self._skip, ready).tobytes() if ready > 0 else b""
+        ready = fir.ready(len(self._buffer)) - self._skip
+        if flush:
+            ready = (2 * self._received * fir.up + fir.down) // (2 * fir.down) - self._sent
+        out = fir.apply(self._buffer, self._skip, ready).tobytes() if ready > 0 else b""
         if last:
-            self._restart()
+            self._reset()
         else:
             self._advance(max(ready, 0))
         return out
 
     def _advance(self, count: int) -> None:
-        """Let go of the input that no later output needs: up to the block in which the next output lies."""
+        """Drop the input that no later output needs: all before the block that contains the next output."""
         blocks, self._skip = divmod(self._skip + count, self._filter.block)
         self._buffer = self._buffer[blocks * self._filter.step :]
         self._sent += count
@@ -89,62 +89,62 @@ _ZEROS = 24
 _KAISER = 8.0
 _PASS = 0.92
 _MAX_PHASES = 1024
-# Bytes taken at once: what is laid out for the filter can be a thousand times as much.
-_PIECE = 1 << 13
+# Bytes converted at once: the filter's intermediate arrays can be a thousand times larger.
+_BLOCK_BYTES = 1 << 13
 
 
 class _Filter:
-    """The filter of one pair of rates. Outputs come in blocks: `block` outputs for each `step` inputs.
+    """The filter for one pair of rates. It works in blocks: `block` outputs for each `step` inputs.
 
-    Output k looks at `taps` inputs from position k * down // up of the buffer, which begins with `before` zeros: half
-    as many as there are taps, or, in a `prompt` filter, all but one. Coefficients are whole multiples of 2**-24, so
-    every sum of products with 16-bit samples is exact in float64, in whatever order BLAS adds them up.
+    Output k reads `taps` inputs from index k * down // up of the buffer. The buffer begins with `history` zeros: half
+    the number of taps, or all but one of them if `causal`. Coefficients are whole multiples of 2**-24, so every sum of
+    products with 16-bit samples is exact in float64, whatever the order in which BLAS adds them.
     """
 
-    def __init__(self, from_hz: int, to_hz: int, prompt: bool) -> None:
+    def __init__(self, from_hz: int, to_hz: int, causal: bool) -> None:
         common = np.gcd(from_hz, to_hz)
         self.up, self.down = int(to_hz // common), int(from_hz // common)
         reach = -(-_ZEROS * max(self.up, self.down) // self.up)
-        self.before, self.taps = reach - 1, 2 * reach
+        self.history, self.taps = reach - 1, 2 * reach
         repeat = max(1, 8 // self.up)
         self.block, self.step = self.up * repeat, self.down * repeat
-        # The narrower the band, the coarser may the phases be.
+        # A narrower band needs fewer phases.
         self.phases = min(self.up, -(-_MAX_PHASES * min(self.up, self.down) // self.down))
         table = self._design(min(1.0, self.up / self.down))
-        self.prompt = prompt
-        if prompt:
-            self.before = self.taps - 1
+        self.causal = causal
+        if causal:
+            self.history = self.taps - 1
             table = _minimum_phase(table)
-        # Each phase passes DC unchanged.
+        # Normalised so that each phase has unity gain at 0 Hz.
         self._table = np.rint(table / table.sum(axis=1, keepdims=True) * 2**24) / 2**24
         self._matrix = self._banded() if self.up <= 320 else None
 
     def _design(self, bandwidth: float) -> NDArray[np.float64]:
-        """A windowed sinc as [phase, tap]."""
-        at = np.arange(-self.before, self.taps - self.before) - np.arange(self.phases)[:, None] / self.phases
+        """A Kaiser-windowed sinc, float64 [phase, tap]."""
+        time = np.arange(-self.history, self.taps - self.history) - np.arange(self.phases)[:, None] / self.phases
         width = bandwidth * _PASS
-        inside = np.clip(1 - (at * bandwidth / _ZEROS) ** 2, 0, None)
-        table: NDArray[np.float64] = width * np.sinc(width * at) * np.i0(_KAISER * np.sqrt(inside)) / np.i0(_KAISER)
+        kaiser = np.i0(_KAISER * np.sqrt(np.clip(1 - (time * bandwidth / _ZEROS) ** 2, 0, None)))
+        table: NDArray[np.float64] = width * np.sinc(width * time) * kaiser / np.i0(_KAISER)
         return table
 
     def _banded(self) -> NDArray[np.float64]:
-        """One block as a matrix [inputs, outputs]: many short filters become one product."""
+        """The filters of one block as a matrix [inputs, outputs], so that a block is a single matrix product."""
         matrix = np.zeros(((self.block - 1) * self.down // self.up + self.taps, self.block))
         for k in range(self.block):
-            at, phase = divmod(k * self.down, self.up)
-            matrix[at : at + self.taps, k] = self._table[phase]
+            start, phase = divmod(k * self.down, self.up)
+            matrix[start : start + self.taps, k] = self._table[phase]
         return matrix
 
     def ready(self, length: int) -> int:
-        """How many outputs from the start of a buffer of `length` inputs have all that they look at."""
+        """The number of outputs whose inputs are all in a buffer of `length` inputs."""
         return max(0, -(-(length - self.taps + 1) * self.up // self.down))
 
-    def apply(self, buffer: NDArray[np.float64], skip: int, count: int) -> Samples:
-        """Outputs `skip` to `skip + count` of a buffer; inputs beyond its end are silence."""
+    def apply(self, buffer: NDArray[np.float64], skip: int, count: int) -> PcmSamples:
+        """Outputs `skip` to `skip + count` of a buffer; inputs beyond its end count as silence."""
         if self._matrix is None:
-            at, rest = np.divmod(np.arange(skip, skip + count) * self.down, self.up)
-            windows = np.lib.stride_tricks.sliding_window_view(_padded(buffer, int(at[-1]) + self.taps), self.taps)
-            return to_int16(np.einsum("kt,kt->k", windows[at], self._table[rest * self.phases // self.up]))
+            starts, rest = np.divmod(np.arange(skip, skip + count) * self.down, self.up)
+            windows = np.lib.stride_tricks.sliding_window_view(_padded(buffer, int(starts[-1]) + self.taps), self.taps)
+            return to_int16(np.einsum("kt,kt->k", windows[starts], self._table[rest * self.phases // self.up]))
         blocks = -(-(skip + count) // self.block)
         width = len(self._matrix)
         buffer = _padded(buffer, (blocks - 1) * self.step + width)
@@ -153,26 +153,26 @@ class _Filter:
 
 
 @lru_cache(maxsize=16)
-def _filter(from_hz: int, to_hz: int, prompt: bool) -> _Filter:
-    return _Filter(from_hz, to_hz, prompt)
+def _filter(from_hz: int, to_hz: int, causal: bool) -> _Filter:
+    return _Filter(from_hz, to_hz, causal)
 
 
 def _minimum_phase(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The filter [phase, tap] of the same magnitudes whose energy comes soonest, by folding its cepstrum.
+    """The minimum-phase filter [phase, tap] of the same magnitude response, by folding the cepstrum.
 
-    Oppenheim and Schafer, Discrete-Time Signal Processing, "Homomorphic deconvolution": causal in the cepstrum is
-    minimum phase in time.
+    Source: Oppenheim and Schafer, Discrete-Time Signal Processing, chapter "Cepstrum Analysis and Homomorphic
+    Deconvolution": a sequence is minimum phase if its complex cepstrum is causal.
     """
-    # The taps of all phases interleaved are the filter at the finer rate.
+    # Interleaved, the taps of all phases are the filter at the higher rate.
     fine = table[::-1].T.reshape(-1)
     size = 1 << (2 * len(fine)).bit_length()
     magnitude = np.abs(np.fft.rfft(fine, size))
     cepstrum = np.fft.irfft(np.log(np.maximum(magnitude, 1e-5 * magnitude.max())))
     cepstrum[1 : size // 2] *= 2
     cepstrum[size // 2 + 1 :] = 0
-    soonest = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)))[: len(fine)]
-    # Backwards in time, as inputs lie in the buffer: phase p of tap t is `taps - 1 - t` inputs and p phases ago.
-    return soonest.reshape(table.shape[::-1])[::-1].T
+    minimum = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)))[: len(fine)]
+    # Reversed in time, as the inputs lie in the buffer: phase p of tap t is `taps - 1 - t` inputs and p phases ago.
+    return minimum.reshape(table.shape[::-1])[::-1].T
 
 
 def _padded(buffer: NDArray[np.float64], length: int) -> NDArray[np.float64]:
@@ -180,6 +180,8 @@ def _padded(buffer: NDArray[np.float64], length: int) -> NDArray[np.float64]:
 
 
 def check_rate(rate: int) -> None:
-    """Raises `InputError`, ``invalid_audio``, for a rate beyond reason."""
+    """Raises `InputError` ``invalid_audio`` for a rate outside of `MIN_HZ` to `MAX_HZ`."""
     if not MIN_HZ <= rate <= MAX_HZ:
-        raise InputError(f"Sample rate {rate} Hz; {MIN_HZ} to {MAX_HZ} Hz can be used", code="invalid_audio")
+        raise InputError(
+            f"Sample rate {rate} Hz is not supported; expected {MIN_HZ} to {MAX_HZ} Hz", code="invalid_audio"
+        )

@@ -1,7 +1,7 @@
-"""Silero's voice activity detector without a runtime: the network of `silero_vad.onnx` written out in numpy.
+"""The network of `silero_vad.onnx` in numpy: voice activity detection without an ONNX runtime.
 
-The weights are read from the .onnx file itself, so that file stays the only source. One model serves any
-number of streams; each keeps its own `VadState`. Audio is mono at 16 kHz, in windows of 512 samples (32 ms).
+The weights are read from the .onnx file. One model serves any number of streams, each with its own `VadState`. Audio is
+mono at 16 kHz, in windows of 512 samples (32 ms). Source of the network: Silero VAD 6.2.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["CONTEXT", "MODEL_PATH", "SAMPLE_RATE", "WINDOW", "Samples", "SileroVADModel", "VadState"]
+
 SAMPLE_RATE = 16_000
 WINDOW = 512
 CONTEXT = 64
-"""Samples of the previous window that the network sees again. Without them it fails silently (AUC 0.50)."""
+"""Samples of the previous window in front of each window. Without them the output is useless (AUC 0.50), silently."""
 
 MODEL_PATH = Path(__file__).parents[2] / "silero_vad.onnx"
 
@@ -28,14 +30,14 @@ _HIDDEN = 128
 _BINS = 129
 _FRAME, _HOP, _FRAMES = 256, 128, 4
 _FLOAT = 1  # TensorProto.DataType
-_LARGEST_BATCH = 32  # beyond it the intermediate results leave the cache, and a window gets dearer again
-_TOGETHER = 4  # windows in one matrix product
+_MAX_BATCH = 32  # in larger batches the intermediate results exceed the CPU cache, and a window costs more again
+_WINDOWS_PER_PRODUCT = 4
 _ZERO, _HALF = np.zeros((), np.float32), np.full((), 0.5, np.float32)
 _SCALE = np.float32(1 / 32_768)
 
 
 class VadState:
-    """What the network remembers of one stream: 64 samples of context, then the LSTM's h and c."""
+    """The state of one stream, float32 [320]: 64 samples of context, then the LSTM's h and c (128 each)."""
 
     __slots__ = ("values",)
 
@@ -44,79 +46,92 @@ class VadState:
 
 
 class _Workspace:
-    """Arrays for a batch of one size, and the overlapping views that make convolutions into products."""
+    """Preallocated arrays for one batch size, with overlapping views that turn convolutions into matrix products."""
 
     def __init__(self, batch: int) -> None:
-        def zeros(*shape: int) -> Floats:
-            return np.zeros(shape, np.float32)
-
-        def with_one(*shape: int) -> tuple[Floats, Floats]:
-            full = np.ones((*shape[:-1], shape[-1] + 1), np.float32)
-            return full.reshape(-1, shape[-1] + 1), full[..., :-1]
-
-        self.state = zeros(batch, CONTEXT + 2 * _HIDDEN)
+        self.state = _zeros(batch, CONTEXT + 2 * _HIDDEN)
         self.flat_state = self.state.reshape(-1)
         self.rows = list(self.state)
         self.context = self.state[:, :CONTEXT]
         self.h = self.state[:, CONTEXT:-_HIDDEN]
         self.c = self.state[:, -_HIDDEN:]
 
-        # Reflected at the end as upstream does: 576 samples become four frames of 256, 128 apart.
-        self.samples = zeros(batch, CONTEXT + WINDOW + CONTEXT)
+        self._allocate_spectrum(batch)
+        self._allocate_convolutions(batch)
+        self._allocate_lstm(batch)
+
+    def _allocate_spectrum(self, batch: int) -> None:
+        # As upstream, padded by reflection at the end: 576 samples become four frames of 256 samples, 128 apart.
+        self.samples = _zeros(batch, CONTEXT + WINDOW + CONTEXT)
         self.left = self.samples[:, :CONTEXT]
         self.window = self.samples[:, CONTEXT:-CONTEXT]
         self.newest = self.samples[:, WINDOW:-CONTEXT]
         self.mirror = self.samples[:, WINDOW - 2 + CONTEXT : WINDOW - 2 : -1]
         self.right = self.samples[:, -CONTEXT:]
         self.frames = _unfold(self.samples, _FRAMES, _FRAME, _HOP)
-        self.windowed = zeros(batch, _FRAMES, _FRAME)
+        self.windowed = _zeros(batch, _FRAMES, _FRAME)
         self.spectrum: Any = np.zeros((batch, _FRAMES, _BINS), np.complex64)
 
-        # A row of zeros on either side pads the first convolution; one before, the second, whose stride is 2.
-        padded = zeros(batch, _FRAMES + 2, _BINS)
+    def _allocate_convolutions(self, batch: int) -> None:
+        # Zero padding: a row on both sides for the first convolution, a row in front for the second, whose stride is 2.
+        padded = _zeros(batch, _FRAMES + 2, _BINS)
         self.magnitude = padded[:, 1:-1]
         self.patches1 = _unfold(padded, _FRAMES, 3 * _BINS, _BINS)
-        padded = zeros(batch, _FRAMES + 1, 128)
+        padded = _zeros(batch, _FRAMES + 1, 128)
         self.relu1 = padded[:, 1:]
         self.patches2 = _unfold(padded, 2, 3 * 128, 2 * 128)
 
-        # What a matrix is applied to ends in a 1, which takes in the bias.
-        self.in1, self.values1 = with_one(batch, _FRAMES, 3 * _BINS)
-        self.out1 = zeros(batch * _FRAMES, 128)
+        # Each input of a matrix product ends in a 1, which multiplies the bias.
+        self.in1, self.values1 = _with_ones(batch, _FRAMES, 3 * _BINS)
+        self.out1 = _zeros(batch * _FRAMES, 128)
         self.conv1 = self.out1.reshape(self.relu1.shape)
-        self.in2, self.values2 = with_one(batch, 2, 3 * 128)
-        self.out2 = zeros(batch * 2, 64)
+        self.in2, self.values2 = _with_ones(batch, 2, 3 * 128)
+        self.out2 = _zeros(batch * 2, 64)
         self.conv2 = self.out2.reshape(batch, 128)
-        self.in3, self.values3 = with_one(batch, 128)
-        self.out3 = zeros(batch, 64)
-        self.in4, self.values4 = with_one(batch, 64)
-        self.out4 = zeros(batch, 128)
-        self.lstm_in, values = with_one(batch, 2 * _HIDDEN)
+        self.in3, self.values3 = _with_ones(batch, 128)
+        self.out3 = _zeros(batch, 64)
+        self.in4, self.values4 = _with_ones(batch, 64)
+        self.out4 = _zeros(batch, 128)
+
+    def _allocate_lstm(self, batch: int) -> None:
+        self.lstm_in, values = _with_ones(batch, 2 * _HIDDEN)
         self.features, self.recurrent = values[:, :_HIDDEN], values[:, _HIDDEN:]
-        self.gates = zeros(batch, 4 * _HIDDEN)
+        self.gates = _zeros(batch, 4 * _HIDDEN)
         self.sigmoids = self.gates[:, : 3 * _HIDDEN]
         self.i, self.f, self.o, self.g = (self.gates[:, k : k + _HIDDEN] for k in range(0, 4 * _HIDDEN, _HIDDEN))
-        self.tmp = zeros(batch, _HIDDEN)
-        self.head_in, self.rectified = with_one(batch, _HIDDEN)
+        self.tmp = _zeros(batch, _HIDDEN)
+        self.head_in, self.rectified = _with_ones(batch, _HIDDEN)
+
+
+def _zeros(*shape: int) -> Floats:
+    return np.zeros(shape, np.float32)
+
+
+def _with_ones(*shape: int) -> tuple[Floats, Floats]:
+    """An array [rows, columns + 1] whose last column is 1, and a view of it without that column in `shape`."""
+    full = np.ones((*shape[:-1], shape[-1] + 1), np.float32)
+    return full.reshape(-1, shape[-1] + 1), full[..., :-1]
 
 
 def _unfold(a: Floats, rows: int, width: int, step: int) -> Floats:
-    """Overlapping windows of each batch entry, without a copy: [batch, …] -> [batch, rows, width]."""
+    """A view of overlapping windows of each batch entry: [batch, …] -> [batch, rows, width]."""
     return np.lib.stride_tricks.as_strided(a, (len(a), rows, width), (a.strides[0], 4 * step, 4), writeable=False)
 
 
 class SileroVADModel:
-    """Silero VAD 6.2 at 16 kHz. Shared by all streams; threads may share it.
+    """Silero VAD 6.2 at 16 kHz, shared by all streams. It is thread-safe.
 
-    Equal to the upstream graph within 1e-5. Raises OSError if `path` cannot be read and ValueError if it is
-    not that model.
+    Its probabilities equal those of the upstream graph within 1e-5. Raises OSError if `path` cannot be read, and
+    ValueError if it is another model.
     """
 
     def __init__(self, path: str | Path = MODEL_PATH) -> None:
         try:
             self._unpack(_read_weights(Path(path)))
         except (LookupError, ValueError, TypeError, StopIteration) as error:
-            raise ValueError(f"{path} is not the Silero VAD model") from error
+            raise ValueError(
+                f"{path} is not the Silero VAD model; expected silero_vad.onnx of Silero VAD 6.2"
+            ) from error
         self._workspaces: dict[int, _Workspace] = {}
 
     def _unpack(self, weights: dict[str, Floats]) -> None:
@@ -124,13 +139,13 @@ class SileroVADModel:
             kernel = weights[f"encoder.{layer}.reparam_conv.weight"][:, :, taps].transpose(2, 1, 0)
             return np.vstack([kernel.reshape(-1, kernel.shape[-1]), weights[f"encoder.{layer}.reparam_conv.bias"]])
 
-        # The basis is a Fourier matrix under a window: its first row, the constant one, is that window.
+        # The basis is a windowed Fourier matrix. Its first row is the constant term, and so the window itself.
         self._hann = weights["stft.forward_basis_buffer"][0, 0].copy()
-        # Of three taps the last two layers can use two and one: the others fall on padding.
+        # In the last two layers only two taps and one tap fall on data; the others fall on padding.
         self._convs = [conv(0, slice(0, 3)), conv(1, slice(0, 3)), conv(2, slice(1, 3)), conv(3, slice(1, 2))]
 
-        # Gates in the order i, f, o, g, so that the three sigmoids lie together; their arguments are halved
-        # because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 leaves a single tanh over all four.
+        # Gates in the order i, f, o, g, so that the three sigmoids are adjacent. Their weights are halved because
+        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: a single tanh computes all four gates.
         order = np.r_[0:256, 384:512, 256:384]
         half = np.where(np.arange(512) < 384, _HALF, np.float32(1))
         bias = weights["decoder.rnn.bias_ih"] + weights["decoder.rnn.bias_hh"]
@@ -143,23 +158,25 @@ class SileroVADModel:
         return VadState()
 
     def probabilities(self, windows: Samples, states: Sequence[VadState]) -> Floats:
-        """Speech probabilities, float32 [B], of one window each of B different streams; `states` move on.
+        """Speech probabilities, float32 [B], of the next window of B different streams; updates their `states`.
 
-        `windows` is [B, 512], float32 within -1..1 or int16. Raises ValueError on any other shape.
+        `windows` is [B, 512], float32 in [-1, 1] or int16. Raises ValueError for any other shape.
         """
         if windows.shape != (len(states), WINDOW):
-            raise ValueError(f"expected {len(states)} windows of {WINDOW} samples, got an array of {windows.shape}")
+            raise ValueError(
+                f"expected {len(states)} windows of {WINDOW} samples, got an array of shape {windows.shape}"
+            )
         if not len(states):
             return np.zeros(0, np.float32)
-        if len(states) <= _LARGEST_BATCH:
+        if len(states) <= _MAX_BATCH:
             return self._step(windows, states)
-        cuts = range(0, len(states), _LARGEST_BATCH)
+        starts = range(0, len(states), _MAX_BATCH)
         return np.concatenate(
-            [self.probabilities(windows[k : k + _LARGEST_BATCH], states[k : k + _LARGEST_BATCH]) for k in cuts]
+            [self.probabilities(windows[k : k + _MAX_BATCH], states[k : k + _MAX_BATCH]) for k in starts]
         )
 
     def scan(self, audio: Samples) -> Floats:
-        """Probabilities of all windows of one recording, float32 [ceil(n / 512)]; silence fills up the last."""
+        """Probabilities of all windows of a recording, float32 [ceil(n / 512)]; the last one is padded with silence."""
         windows = np.zeros((-(-len(audio) // WINDOW), WINDOW), np.int16 if audio.dtype == np.int16 else np.float32)
         windows.reshape(-1)[: len(audio)] = audio
         states = [self.stream()]
@@ -168,7 +185,7 @@ class SileroVADModel:
 
     def _step(self, windows: Samples, states: Sequence[VadState]) -> Floats:
         size = len(states)
-        # Taken out while in use, so that another thread makes its own.
+        # Removed while in use: another thread then creates its own.
         ws = self._workspaces.pop(size, None) or _Workspace(size)
         np.concatenate([state.values for state in states], out=ws.flat_state)
         ws.left[...] = ws.context
@@ -185,16 +202,16 @@ class SileroVADModel:
         return found
 
     def _encode(self, ws: _Workspace) -> None:
-        """Samples -> features: short-time Fourier magnitudes, then four convolutions."""
+        """Samples to features: magnitudes of the short-time Fourier transform, then four convolutions."""
         w1, w2, w3, w4 = self._convs
         ws.right[...] = ws.mirror
         np.multiply(ws.frames, self._hann, out=ws.windowed)
         np.abs(np.fft.rfft(ws.windowed, out=ws.spectrum), out=ws.magnitude)
         ws.values1[...] = ws.patches1
-        _product(ws.in1, w1, ws.out1, 4 * _TOGETHER)
+        _product(ws.in1, w1, ws.out1, 4 * _WINDOWS_PER_PRODUCT)
         np.maximum(ws.conv1, _ZERO, out=ws.relu1)
         ws.values2[...] = ws.patches2
-        _product(ws.in2, w2, ws.out2, 2 * _TOGETHER)
+        _product(ws.in2, w2, ws.out2, 2 * _WINDOWS_PER_PRODUCT)
         np.maximum(ws.conv2, _ZERO, out=ws.values3)
         np.dot(ws.in3, w3, out=ws.out3)
         np.maximum(ws.out3, _ZERO, out=ws.values4)
@@ -202,9 +219,9 @@ class SileroVADModel:
         np.maximum(ws.out4, _ZERO, out=ws.features)
 
     def _decode(self, ws: _Workspace) -> Floats:
-        """Features -> probabilities: one LSTM step, and a linear layer over its rectified output."""
+        """Features to probabilities, float32 [B]: one LSTM step, then a linear layer on its rectified output."""
         ws.recurrent[...] = ws.h
-        _product(ws.lstm_in, self._lstm, ws.gates, _TOGETHER)
+        _product(ws.lstm_in, self._lstm, ws.gates, _WINDOWS_PER_PRODUCT)
         np.tanh(ws.gates, out=ws.gates)
         ws.sigmoids *= _HALF
         ws.sigmoids += _HALF
@@ -220,16 +237,16 @@ class SileroVADModel:
         return found
 
 
-def _product(rows: Floats, matrix: Floats, out: Floats, at_once: int) -> None:
-    """`rows @ matrix`, a few rows at a time: OpenBLAS is fastest so, and starts no threads that spin."""
-    for k in range(0, len(rows), at_once):
-        np.dot(rows[k : k + at_once], matrix, out=out[k : k + at_once])
+def _product(rows: Floats, matrix: Floats, out: Floats, step: int) -> None:
+    """`rows @ matrix`, `step` rows at a time: this is fastest in OpenBLAS, and starts no threads that busy-wait."""
+    for k in range(0, len(rows), step):
+        np.dot(rows[k : k + step], matrix, out=out[k : k + step])
 
 
 def _read_weights(path: Path) -> dict[str, Floats]:
-    """The float constants of the 16 kHz graph, by the last part of their names.
+    """The float constants of the 16 kHz graph: {last part of the name: array}.
 
-    ONNX is protocol buffers; the indices are the field numbers of onnx.proto.
+    An ONNX file is a protocol buffers message; the indices are the field numbers of onnx.proto.
     """
     weights: dict[str, Floats] = {}
     graph = _fields(_fields(memoryview(path.read_bytes()))[7][0])
@@ -245,26 +262,26 @@ def _read_weights(path: Path) -> dict[str, Floats]:
 
 
 def _fields(message: memoryview) -> dict[int, list[Any]]:
-    """One message of protocol buffers: field number -> its values, integers or the bytes of what is nested."""
+    """A protocol buffers message: {field number: values}, integers or the bytes of nested messages."""
     found: dict[int, list[Any]] = defaultdict(list)
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint(message, offset)
         if key & 7 == 0:
-            value, at = _varint(message, at)
+            value, offset = _varint(message, offset)
             found[key >> 3].append(value)
         else:
-            size, at = _varint(message, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            found[key >> 3].append(message[at : at + size])
-            at += size
+            size, offset = _varint(message, offset) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], offset)
+            found[key >> 3].append(message[offset : offset + size])
+            offset += size
     return found
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(message: memoryview, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = message[at]
+        byte = message[offset]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, offset

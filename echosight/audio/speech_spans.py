@@ -1,6 +1,6 @@
-"""Where there is speech in a recording: Silero's probabilities, cut into spans.
+"""Finds the speech in recordings: hysteresis over Silero's probabilities, as in silero-vad's `get_speech_timestamps`.
 
-Live streams do without it: `SileroVADModel` gives their probabilities window by window.
+Live streams do not use it: `turns/detector.py` works on the probabilities window by window.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 
 from echosight.audio.silero import SAMPLE_RATE, WINDOW, Samples, SileroVADModel
 
+__all__ = ["Span", "VadOptions", "collect_chunks", "default_model", "get_speech_timestamps"]
+
 
 class Span(TypedDict):
-    """A stretch of speech, in samples at 16 kHz; `end` is exclusive."""
+    """A span of speech in samples at 16 kHz; `end` is exclusive."""
 
     start: int
     end: int
@@ -24,7 +26,11 @@ class Span(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class VadOptions:
-    """How `get_speech_timestamps` cuts. Speech begins at `threshold` and ends below `threshold - 0.15`."""
+    """Options of `get_speech_timestamps`. Speech begins at `threshold` and ends below `threshold - 0.15`.
+
+    A span ends after `min_silence_duration_ms`; spans shorter than `min_speech_duration_ms` are dropped; each is
+    extended by `speech_pad_ms` on both sides. `window_size_samples` can only be 512.
+    """
 
     threshold: float = 0.7
     min_speech_duration_ms: int = 128
@@ -36,69 +42,73 @@ class VadOptions:
 
 @functools.cache
 def default_model() -> SileroVADModel:
-    """The model beside this file, loaded once."""
+    """The model in `silero_vad.onnx`, loaded once for the process."""
     return SileroVADModel()
 
 
 def get_speech_timestamps(audio: Samples, vad_options: VadOptions | None = None, **kwargs: Any) -> list[Span]:
-    """Where there is speech in `audio` (mono at 16 kHz, float32 or int16), as silero-vad's function of that name.
+    """The spans of speech in `audio` [samples], float32 or int16, mono at 16 kHz. Source: silero-vad's utils_vad.py.
 
-    `kwargs` are fields of `VadOptions` and come before `vad_options`. Raises ValueError if the audio is not
+    `kwargs` are fields of `VadOptions` and take precedence over `vad_options`. Raises ValueError if the audio is not
     one-dimensional or a window is not 512 samples, TypeError for an unknown option.
     """
     options = replace(vad_options or VadOptions(), **kwargs)
     if options.window_size_samples != WINDOW:
-        raise ValueError(f"window_size_samples must be {WINDOW}, not {options.window_size_samples}")
+        raise ValueError(f"window_size_samples is {options.window_size_samples}; the model expects {WINDOW}")
     if np.ndim(audio) != 1:
-        raise ValueError(f"expected one channel of samples, got an array of {np.shape(audio)}")
+        raise ValueError(f"expected one channel of samples [n], got an array of shape {np.shape(audio)}")
     spans = _find_spans(default_model().scan(audio).tolist(), len(audio), options)
     _pad(spans, len(audio), options.speech_pad_ms * SAMPLE_RATE // 1000)
     return spans
 
 
 def collect_chunks(audio: Samples, chunks: Sequence[Span]) -> Samples:
-    """The stretches of `audio` that `chunks` names, one after the other."""
+    """The parts of `audio` [samples] in the spans `chunks`, concatenated."""
     return np.concatenate([audio[:0], *(audio[chunk["start"] : chunk["end"]] for chunk in chunks)])
 
 
 def _find_spans(probabilities: Sequence[float], length: int, options: VadOptions) -> list[Span]:
-    """Hysteresis over the windows. Too long a span is cut at its last silence of 98 ms, else where it stands."""
+    """Hysteresis over the windows of `length` samples.
+
+    A span that exceeds the maximum is split at its last silence of at least 98 ms, or where it is if it has none.
+    """
     ms = SAMPLE_RATE / 1000
     release = max(options.threshold - 0.15, 0.01)
-    silence, breath = options.min_silence_duration_ms * ms, 98 * ms
-    longest = options.max_speech_duration_s * SAMPLE_RATE - WINDOW - 2 * options.speech_pad_ms * ms
+    min_silence, min_gap = options.min_silence_duration_ms * ms, 98 * ms
+    max_speech = options.max_speech_duration_s * SAMPLE_RATE - WINDOW - 2 * options.speech_pad_ms * ms
     spans: list[Span] = []
-    start = quiet = None  # where the open span began, and the silence it is in
-    gap: tuple[int, int] | None = None  # its last silence long enough to cut in
+    start = silence = None  # the start of the open span, and of the silence at its end
+    gap: tuple[int, int] | None = None  # the last silence in it that is long enough for a split
 
-    for at, probability in zip(range(0, length, WINDOW), probabilities, strict=True):
+    for position, probability in zip(range(0, length, WINDOW), probabilities, strict=True):
         if probability >= options.threshold:
-            if quiet is not None and at - quiet > breath:
-                gap = (quiet, at)
-            start, quiet = at if start is None else start, None
+            if silence is not None and position - silence > min_gap:
+                gap = (silence, position)
+            start, silence = position if start is None else start, None
         if start is None:
             continue
-        if at - start > longest:
-            if quiet is not None and at - quiet > breath:
-                gap = (quiet, at)
-            end, resumed = gap or (at, at)
+        if position - start > max_speech:
+            if silence is not None and position - silence > min_gap:
+                gap = (silence, position)
+            end, next_start = gap or (position, position)
             spans.append(Span(start=start, end=end))
-            start, gap = (None, None) if quiet is not None else (resumed, None)
+            start, gap = (None, None) if silence is not None else (next_start, None)
         elif probability < release:
-            quiet = at if quiet is None else quiet
-            if at - quiet >= silence:
-                spans.append(Span(start=start, end=quiet))
-                start = quiet = gap = None
+            silence = position if silence is None else silence
+            if position - silence >= min_silence:
+                spans.append(Span(start=start, end=silence))
+                start = silence = gap = None
     if start is not None:
         spans.append(Span(start=start, end=length))
-    shortest = min(options.min_speech_duration_ms * ms, longest)
-    return [span for span in spans if span["end"] - span["start"] > shortest]
+    min_speech = min(options.min_speech_duration_ms * ms, max_speech)
+    return [span for span in spans if span["end"] - span["start"] > min_speech]
 
 
 def _pad(spans: list[Span], length: int, pad: int) -> None:
-    """Widen each span by `pad` samples; two with less than twice that between them share it."""
+    """Extend each span by `pad` samples on both sides; two neighbours share the gap where it is shorter than that."""
     edges = [0, *(edge for span in spans for edge in (span["start"], span["end"])), length]
-    gaps = [after - before for before, after in zip(edges[::2], edges[1::2], strict=True)]
-    for at, span in enumerate(spans):
-        span["start"] -= min(pad, gaps[at] if at == 0 else gaps[at] // 2)
-        span["end"] += min(pad, gaps[at + 1] if at == len(spans) - 1 else gaps[at + 1] // 2)
+    gaps = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    for index, span in enumerate(spans):
+        before, after = gaps[index], gaps[index + 1]
+        span["start"] -= min(pad, before if index == 0 else before // 2)
+        span["end"] += min(pad, after if index == len(spans) - 1 else after // 2)

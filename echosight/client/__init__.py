@@ -1,1 +1,1 @@
-"""Programs for the other end of the wire."""
+"""Command line clients of a running server."""

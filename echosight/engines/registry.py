@@ -45,9 +45,9 @@ def _default_engine(settings: Settings) -> Engine:
 def _create_llm(spec: str, settings: Settings) -> LLM:
     """`spec`: a name of `LLMS`, a URL, a .gguf file, a folder or a Hugging Face id."""
     if spec.startswith(("http://", "https://")):
-        from echosight.engines.llm.openai_http import at
+        from echosight.engines.llm.openai_http import from_url
 
-        return at(spec, settings)
+        return from_url(spec, settings)
     if spec.partition(":")[0] in LLMS.factories:
         return LLMS.create(spec, settings)
     if spec.endswith(".gguf"):
@@ -68,13 +68,13 @@ def _config(spec: str) -> dict[str, Any]:
 def _create_omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    return load_omni(source, device=settings.device, transcriber=_optional_stt(settings))
+    return load_omni(source, device=settings.device, stt=_optional_stt(settings))
 
 
 def _create_minicpmo(source: str, settings: Settings) -> Engine:
     from echosight.engines.minicpmo import engine as minicpmo
 
-    return minicpmo.load(source, transcriber=_optional_stt(settings))
+    return minicpmo.load(source, stt=_optional_stt(settings))
 
 
 def _optional_stt(settings: Settings) -> STT | None:

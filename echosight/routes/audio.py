@@ -63,8 +63,9 @@ async def transcriptions(
     if transcript is None:
         raise InputError("This engine does not tell what it hears", code="unsupported", status=501)
     if stream:
-        return Response(transcription.events(transcript, chunk.seconds), media_type="text/event-stream")
-    return transcription.written(transcript, chunk.seconds, response_format)
+        return Response(transcription.sse_events(transcript, chunk.seconds), media_type="text/event-stream")
+    media_type, content = transcription.format_transcript(transcript, chunk.seconds, response_format)
+    return Response(content, media_type=media_type)
 
 
 class SpeechRequest(BaseModel):

@@ -38,7 +38,7 @@ async def completions(request: Request, _: Admitted, settings: Chosen, body: Bod
         len(body), lambda: asked.conversation(settings.max_image_pixels, settings.max_audio_seconds)
     )
     conversation.items[:] = [await _understood(manager, item) for item in conversation]
-    completion = chat_completions.Completion(new_id("chatcmpl"), asked.model or manager.engine.name, asked.stops)
+    completion = chat_completions.CompletionBuilder(new_id("chatcmpl"), asked.model or manager.engine.name, asked.stops)
     usage = asked.stream_options is not None and asked.stream_options.include_usage
     chunks = _chunks(manager, conversation, asked.options, completion, usage)
     if asked.stream:
@@ -46,7 +46,7 @@ async def completions(request: Request, _: Admitted, settings: Chosen, body: Bod
     async with aclosing(chunks):
         async for _chunk in chunks:
             pass
-    return JSONResponse(completion.whole())
+    return JSONResponse(completion.to_json())
 
 
 async def _understood(manager: StreamManager, item: Item) -> Item:
@@ -63,18 +63,18 @@ async def _chunks(
     manager: StreamManager,
     conversation: Conversation,
     options: GenerateOptions,
-    completion: chat_completions.Completion,
+    completion: chat_completions.CompletionBuilder,
     include_usage: bool,
 ) -> AsyncGenerator[Json]:
     try:
-        yield completion.begin()
+        yield completion.start()
         async with aclosing(manager.engine.generate(conversation, options)) as pieces:
             async for piece in pieces:
-                if (chunk := completion.take(piece)) is not None:
+                if (chunk := completion.feed(piece)) is not None:
                     yield chunk
                 if completion.stopped:
                     break
-        for chunk in completion.end(include_usage):
+        for chunk in completion.finish(include_usage):
             yield chunk
     finally:
         await manager.engine.release(conversation.id)

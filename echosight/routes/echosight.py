@@ -19,8 +19,9 @@ from echosight.server.manager import StreamManager
 from echosight.server.transport import receive, serve, sse
 from echosight.settings import Settings
 from echosight.wire import Message
-from echosight.wire.echosight import EchoSightWire, Records, acknowledgement, finish_reason
-from echosight.wire.echosight_messages import Content, Limits, read_content, read_json, read_options
+from echosight.wire.echosight import EchoSightWire, RecordWriter, acknowledgement, finish_reason
+from echosight.wire.echosight_messages import Content, Limits, read_content, read_options
+from echosight.wire.fields import read_json
 
 Known = Annotated[Client, Depends(caller)]
 Manager = Annotated[StreamManager, Depends(manager_of)]
@@ -44,7 +45,7 @@ async def take(manager: StreamManager, who: Client, content: Content) -> Record:
     """Feed a body to the caller's session; the acknowledgement."""
     if content.stop:
         await manager.stop(who.key)
-    answering = await manager.prefill(who.key, content.live()) if content.parts else False
+    answering = await manager.prefill(who.key, content.to_events()) if content.parts else False
     return acknowledgement(who.uid, "success", finish_reason(content, answering))
 
 
@@ -58,18 +59,18 @@ async def stream(who: Known, manager: Manager, settings: Chosen, body: Body) -> 
 async def completions(who: Known, manager: Manager, settings: Chosen, body: Body) -> EventSourceResponse:
     """The next answer as server-sent events: to what /stream brings, or to the turn in the body itself."""
     content = await read(manager, body, settings)
-    if content.hollow:  # whoever records nothing by mistake would wait for ever for live speech
+    if content.blank:  # whoever records nothing by mistake would wait for ever for live speech
         raise InputError("There is no sound and no text in this turn", code="empty_turn", param="messages")
     await manager.may_read(who.key)
-    return sse(_records(who, manager, content.item()))
+    return sse(_records(who, manager, content.to_item()))
 
 
 async def _records(who: Client, manager: StreamManager, item: Item | None) -> AsyncGenerator[Record]:
-    records = Records(who.uid)
+    records = RecordWriter(who.uid)
     try:
         async with aclosing(manager.generate(who.key, item)) as events:
             async for event in events:
-                if (record := records.of(event)) is not None:
+                if (record := records.write(event)) is not None:
                     yield record
     except EchoSightError as error:
         yield {"id": who.uid, "error": {"code": error.code, "message": error.message}}
@@ -164,7 +165,7 @@ async def _serve_subscriber(socket: WebSocket, who: Client, first: Message) -> N
     manager, settings = manager_of(socket), settings_of(socket)
     try:
         async with manager.connect(who.key) as session:
-            wire = EchoSightWire(who.uid, session.options, limits(settings))
+            wire = EchoSightWire(who.uid, limits(settings))
             await serve(socket, wire, session, first)
     except EngineFull as error:
         await socket.close(1013, error.message)

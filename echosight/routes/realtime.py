@@ -60,7 +60,7 @@ class RealtimeState:
 
     def enter(self, live: ResumableSession) -> None:
         """Remember a session for those who come back, and forget those that are over."""
-        for session_id in [i for i, known in self.live.items() if known.session.outbox.closed]:
+        for session_id in [i for i, known in self.live.items() if known.session.closed]:
             del self.live[session_id]
         self.live[live.session.id] = live
 
@@ -69,14 +69,14 @@ class RealtimeState:
     ) -> tuple[ResumableSession, list[str]] | None:
         """The session and what its client missed; None where it is gone. Its old socket, if it has one, is let go."""
         live = self.live.get(session_id or "")
-        if live is None or live.owner != owner or live.session.outbox.closed:
+        if live is None or live.owner != owner or live.session.closed:
             return None
         while not live.free.is_set():  # somebody else may have come back in the meantime
             if live.serving is not None:
                 live.serving.cancel()
             await live.free.wait()
-        missed = live.wire.log.since(last_event or "")
-        return None if missed is None or live.session.outbox.closed else (live, missed)
+        missed = live.wire.replay.after(last_event or "")
+        return None if missed is None or live.session.closed else (live, missed)
 
 
 def desk_of(connection: HTTPConnection) -> RealtimeState:
@@ -118,7 +118,7 @@ async def realtime(socket: WebSocket) -> None:
 
 async def _begin(socket: WebSocket, desk: RealtimeState, wire: RealtimeWire, owner: str, key: str) -> None:
     manager = manager_of(socket)
-    session = await manager.open(key, wire.options)
+    session = await manager.open(key, wire.opening_options())
     wire.conversation = session.conversation
     live = ResumableSession(owner, key, session, wire)
     desk.enter(live)
@@ -161,21 +161,21 @@ def wire_of(
     options: SessionOptions,
     *,
     beta: bool,
-    speech_hz: int | None = None,
+    media_sample_rate: int | None = None,
 ) -> RealtimeWire:
     """The dialect of a connection, with what its key and its query choose beforehand. Raises `WireError`."""
     manager, settings, query = manager_of(connection), settings_of(connection), connection.query_params
-    terms = SessionTemplate(
+    template = SessionTemplate(
         model=query.get("model") or manager.engine.name,
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,
         max_pixels=settings.max_image_pixels,
         bridge_turn=settings.bridge_turn(),
         bridge_instructions=settings.default_system_prompt,
-        speech_hz=speech_hz,
-        transcribes=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
+        media_sample_rate=media_sample_rate,
+        transcription_only=query.get("intent") == "transcription" or (secret is not None and secret.transcribes),
     )
-    wire = RealtimeWire(terms, options, beta=beta or asks_for_beta(connection))
+    wire = RealtimeWire(template, options, beta=beta or asks_for_beta(connection))
     if secret is not None:
         wire.configure(secret.session, flat=secret.flat)
     return wire

@@ -13,7 +13,7 @@ from echosight.routes.auth import admit, body_of, manager_of, settings_of
 from echosight.routes.client_secrets import ClientSecret
 from echosight.routes.openai_errors import OpenAIErrorRoute
 from echosight.routes.realtime import SESSION_S, desk_of
-from echosight.wire.echosight_messages import read_json
+from echosight.wire.fields import read_json
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
 
 router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=OpenAIErrorRoute)
@@ -48,16 +48,16 @@ def _issue(
     """A key for a session. Raises `WireError` where there cannot be such a one."""
     manager, settings = manager_of(request), settings_of(request)
     model = session.get("model")
-    terms = SessionTemplate(
+    template = SessionTemplate(
         model=model if isinstance(model, str) else manager.engine.name,
         voices=manager.engine.voices,
         expires_at=int(time.time()) + SESSION_S,
-        transcribes=transcribes,
+        transcription_only=transcribes,
     )
-    wire = RealtimeWire(terms, settings.session_options(), beta=flat)
+    wire = RealtimeWire(template, settings.session_options(), beta=flat)
     wire.configure(session, flat=flat)
     secret = desk_of(request).secrets.issue(seconds, session, flat, transcribes)
-    return secret, {**wire.session, "id": new_id("sess")}
+    return secret, {**wire.session_json(wire.opening_options()), "id": new_id("sess")}
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from echosight.routes.playout import FRAME_SAMPLES, RATE, PlayoutBuffer
 from echosight.routes.realtime import asks_for_beta, desk_of, wire_of
 from echosight.server.manager import StreamManager
 from echosight.session.session import Session
-from echosight.wire.echosight_messages import read_json
+from echosight.wire.fields import read_json
 from echosight.wire.realtime import RealtimeWire
 
 CHANNEL = "oai-events"
@@ -124,7 +124,9 @@ class Call:
                 for event in await self._read(message):
                     await self._session.feed(event)
             except InputError as error:
-                self._session.refuse(ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id))
+                self._session.report_error(
+                    ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id)
+                )
 
     async def _read(self, message: str | bytes) -> list[ev.Input]:
         return await self._manager.read(len(message), lambda: list(self._wire.receive(message)))
@@ -132,7 +134,7 @@ class Call:
     async def _inform(self) -> None:
         """Everything that is told; speech goes to the loudspeaker."""
         await self._opened.wait()
-        async for event in self._session.outbox:
+        async for event in self._session.events():
             match event:
                 case ev.SpeechDelta(turn, item_id, chunk):
                     self._spoken[turn] = item_id
@@ -151,12 +153,12 @@ class Call:
 
     def _played(self, turn: str, ms: float) -> None:
         """The session need not guess how much was heard."""
-        self._session.played(self._spoken[turn], ms)
+        self._session.report_played(self._spoken[turn], ms)
 
     def _tell_of_playing(self, what: str, turn: str) -> None:
         if what != "started":
             self._spoken.pop(turn, None)
-        self._send(self._wire.log.add({"type": f"output_audio_buffer.{what}", "response_id": turn}))
+        self._send(self._wire.replay.add({"type": f"output_audio_buffer.{what}", "response_id": turn}))
 
     def _send(self, message: str | bytes) -> None:
         if self._channel is not None and self._channel.readyState == "open":
@@ -221,7 +223,7 @@ async def calls(request: Request) -> Response:
     sdp, chosen = await _offer(request)
     manager, wire = manager_of(request), _wire(request, secret, chosen)
     key = f"call/{hashlib.sha256(new_id('key').encode()).hexdigest()}"
-    session = await manager.open(key, wire.options)
+    session = await manager.open(key, wire.opening_options())
     wire.conversation = session.conversation
     peer = RTCPeerConnection()
     call = Call(peer, manager, key, session, wire)
@@ -241,7 +243,7 @@ async def calls(request: Request) -> Response:
 def _wire(request: Request, secret: ClientSecret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
     """The dialect of a call, with what its form chooses beforehand too. Raises `WireError`."""
     beta = request.url.path == "/v1/realtime" or asks_for_beta(request)
-    wire = wire_of(request, secret, manager_of(request).live_options(), beta=beta, speech_hz=RATE)
+    wire = wire_of(request, secret, manager_of(request).live_options(), beta=beta, media_sample_rate=RATE)
     if chosen is not None:
         wire.configure(chosen if beta else {"type": "realtime", **chosen}, flat=beta)
     return wire

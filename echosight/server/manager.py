@@ -16,15 +16,15 @@ from echosight.engines import Engine
 from echosight.engines.runtime.worker import Worker
 from echosight.errors import EchoSightError, EngineFull, InputError, SetupError
 from echosight.media import AudioChunk
-from echosight.options import SessionOptions, changes_between
+from echosight.options import SessionOptions
 from echosight.server.engine_host import EngineHost
 from echosight.server.metrics import Metrics
 from echosight.server.recording import Recorder
-from echosight.session.outbox import Tap
+from echosight.session.outbox import Observer
 from echosight.session.session import Session
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
-from echosight.wire.echosight_messages import CustomOptions, apply_options
+from echosight.wire.echosight_messages import CustomOptions, option_changes
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class StreamManager:
     async def open(self, key: str, options: SessionOptions | None = None) -> Session:
         """The caller's session, a new one where there is none. Raises `EngineFull`."""
         place = self._places.get(key)
-        if place is not None and place.session.outbox.closed:
+        if place is not None and place.session.closed:
             await self.end(key)
             place = None
         if place is None:
@@ -192,9 +192,9 @@ class StreamManager:
     def _new_place(self, options: SessionOptions) -> _Place:
         session_id = new_id("sess")
         recording = self._journal.open(session_id)
-        taps: list[Tap] = [self._measure, *([_while_wanted(recording.write)] if recording else [])]
+        taps: list[Observer] = [self._measure, *([_while_wanted(recording.write)] if recording else [])]
         voice = self._voice_activity.stream()
-        session = Session(session_id, self._host, voice, options, taps=taps)
+        session = Session(session_id, self._host, voice, options, observers=taps)
 
         async def close() -> None:
             await session.close()
@@ -260,7 +260,7 @@ class StreamManager:
         session = await self.open(key)
         for event in inputs:
             await session.feed(event)
-        return session.answering
+        return session.generating
 
     async def may_read(self, key: str) -> None:
         """Find out in time whether `generate` would refuse. Raises `EngineFull`, or `InputError` (409)."""
@@ -276,14 +276,13 @@ class StreamManager:
         session = place.session
         ended = False
         try:
-            session.outbox.rewind()
+            session.outbox.skip_to_latest_response()
             if item is not None:
                 await session.stop()
-                session.outbox.rewind()
+                session.outbox.skip_to_latest_response()
                 await session.feed(ev.AddItem(item))
-                options = replace(session.options.response, max_playout_lead_ms=None)
-                await session.feed(ev.CreateResponse(options, interrupt=True))
-            while not self._leaving and (event := await session.outbox.get()) is not None:
+                await session.feed(ev.CreateResponse({"max_playout_lead_ms": None}, interrupt=True))
+            while not self._leaving and (event := await session.next_event()) is not None:
                 ended = isinstance(event, ev.ResponseEnded)
                 yield event
                 if ended:
@@ -313,7 +312,7 @@ class StreamManager:
     async def update_customized_options(self, key: str, chosen: CustomOptions) -> None:
         """The caller's choices, for its own session."""
         session = await self.open(key)
-        await session.feed(ev.UpdateOptions(changes_between(session.options, apply_options(session.options, chosen))))
+        await session.feed(ev.UpdateOptions(option_changes(chosen, session.options)))
 
     async def sys_prompt_init(self, key: str) -> None:
         """Begin the caller's conversation anew, under the instructions it chose."""
@@ -321,7 +320,7 @@ class StreamManager:
         await session.feed(ev.Reset())
 
 
-def _while_wanted(write: Tap) -> Tap:
+def _while_wanted(write: Observer) -> Observer:
     """A recording's tap that is closed while the client does not want to be recorded."""
     wanted = True
 

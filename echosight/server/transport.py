@@ -68,14 +68,14 @@ async def _take(manager: StreamManager, wire: Wire, session: Session, message: M
         for event in await manager.read(len(message), lambda: list(wire.receive(message))):
             await session.feed(event)
     except InputError as error:
-        session.refuse(ErrorRaised(error.code, error.message, error.param, wire.client_event_id))
+        session.report_error(ErrorRaised(error.code, error.message, error.param, wire.client_event_id))
 
 
 async def _down(socket: WebSocket, wire: Wire, session: Session) -> None:
-    async for event in session.outbox:
+    async for event in session.events():
         for message in wire.send(event):
             await send(socket, message)
-    await socket.close(UNREAD if session.outbox.flooded else 1001)
+    await socket.close(UNREAD if session.outbox.overflowed else 1001)
 
 
 async def receive(socket: WebSocket) -> Message | None:

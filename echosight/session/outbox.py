@@ -1,12 +1,13 @@
-"""What waits to be sent to one client: bounded, and able to forget the rest of an interrupted answer."""
+"""The events that wait for one client: bounded, and able to forget the rest of a cancelled response."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from echosight.events import (
+    Delta,
     Input,
     Output,
     ResponseEnded,
@@ -17,13 +18,13 @@ from echosight.events import (
     TranscriptUpdated,
 )
 
-Tap = Callable[[Input | Output], None]
+Observer = Callable[[Input | Output], None]
 
-ROOM_BYTES = 192 * 1024
-"""Deltas that may wait: four seconds of 24 kHz speech."""
+HIGH_WATER_BYTES = 192 * 1024
+"""Size of the deltas that may wait: four seconds of 24 kHz speech."""
 
-FLOOD_EVENTS = 1024
-"""Announcements that may wait. A client that leaves more unread is not reading at all."""
+MAX_EVENTS = 1024
+"""Announcements that may wait. A client that leaves more unread does not read at all."""
 
 
 def _weight(event: Output) -> int:
@@ -39,62 +40,63 @@ def _weight(event: Output) -> int:
 class Outbox:
     """A queue from one session to its one reader.
 
-    Deltas wait for room (`put`), so a slow reader holds back its own answer and nothing else.
-    Announcements of state never wait (`push`); when `FLOOD_EVENTS` of them are unread, the outbox closes.
-    `taps` see every event as it is said, `leaving` as the reader takes it.
+    Deltas wait for space (`put`), so a slow reader holds back its own response and nobody else's. Announcements of
+    state never wait (`push`); when `MAX_EVENTS` of them are unread, the outbox overflows and closes. `observers` see
+    every event when it is added.
     """
 
-    def __init__(self, taps: Sequence[Tap] = (), leaving: Callable[[Output], None] | None = None) -> None:
-        self._taps = taps
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = observers
         self._events: deque[Output] = deque()
         self._weight = 0
-        self._leaving = leaving
         self._readable: asyncio.Future[None] | None = None
-        self._roomy: deque[asyncio.Future[None]] = deque()
+        self._blocked_writers: deque[asyncio.Future[None]] = deque()
         self.closed = False
-        self.flooded = False
+        self.overflowed = False
 
     def __len__(self) -> int:
         return len(self._events)
 
     def push(self, event: Output) -> None:
         """Add an announcement at once."""
-        self._tap(event)
+        self._notify_observers(event)
         if self.closed:
             return
         if isinstance(event, TranscriptUpdated) and self._events and self._supersedes(event, self._events[-1]):
             self._events.pop()
-        if len(self._events) >= FLOOD_EVENTS:
-            self.flooded = True
+        if len(self._events) >= MAX_EVENTS:
+            self.overflowed = True
             self.close()
             return
         self._append(event)
 
     async def put(self, event: Output) -> None:
-        """Add a delta as soon as there is room for it."""
-        self._tap(event)
-        while self._weight >= ROOM_BYTES and not self.closed:
-            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._roomy.append(room)
-            await room
+        """Add a delta as soon as there is space for it."""
+        self._notify_observers(event)
+        while self._weight >= HIGH_WATER_BYTES and not self.closed:
+            space: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._blocked_writers.append(space)
+            await space
         if not self.closed:
             self._append(event)
 
-    def drop(self, response_id: str) -> None:
-        """Forget the deltas of a turn that were not sent."""
-        self._keep(
-            lambda e: not (isinstance(e, TextDelta | SpeechDelta | ToolCallDelta) and e.response_id == response_id)
-        )
+    def drop_response(self, response_id: str) -> None:
+        """Forget the deltas of a response that were not read yet."""
+        self._filter(lambda event: not (isinstance(event, Delta) and event.response_id == response_id))
 
-    def rewind(self) -> None:
-        """For a reader that comes late: keep only the latest turn, and that only if it was not stopped meanwhile."""
-        starts = [e.response_id for e in self._events if isinstance(e, ResponseStarted)]
-        stopped = {e.response_id for e in self._events if isinstance(e, ResponseEnded) and e.outcome == "cancelled"}
-        latest = starts[-1] if starts and starts[-1] not in stopped else None
-        self._keep(lambda e: latest is not None and getattr(e, "response_id", None) == latest)
+    def skip_to_latest_response(self) -> None:
+        """For a reader that comes late: keep only the latest response, and that only if it was not cancelled."""
+        started = [event.response_id for event in self._events if isinstance(event, ResponseStarted)]
+        cancelled = {
+            event.response_id
+            for event in self._events
+            if isinstance(event, ResponseEnded) and event.outcome == "cancelled"
+        }
+        latest = started[-1] if started and started[-1] not in cancelled else None
+        self._filter(lambda event: latest is not None and getattr(event, "response_id", None) == latest)
 
     def close(self) -> None:
-        """Take in no more. What waits can still be read."""
+        """Accept no more events. Those that wait can still be read."""
         self.closed = True
         self._wake_reader()
         self._wake_writers()
@@ -111,19 +113,13 @@ class Outbox:
                 self._readable = None
         event = self._events.popleft()
         self._weight -= _weight(event)
-        if self._weight < ROOM_BYTES:
+        if self._weight < HIGH_WATER_BYTES:
             self._wake_writers()
-        if self._leaving is not None:
-            self._leaving(event)
         return event
 
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        while (event := await self.get()) is not None:
-            yield event
-
-    def _tap(self, event: Output) -> None:
-        for tap in self._taps:
-            tap(event)
+    def _notify_observers(self, event: Output) -> None:
+        for observe in self._observers:
+            observe(event)
 
     @staticmethod
     def _supersedes(new: TranscriptUpdated, old: Output) -> bool:
@@ -134,8 +130,8 @@ class Outbox:
         self._weight += _weight(event)
         self._wake_reader()
 
-    def _keep(self, wanted: Callable[[Output], bool]) -> None:
-        self._events = deque(e for e in self._events if wanted(e))
+    def _filter(self, wanted: Callable[[Output], bool]) -> None:
+        self._events = deque(event for event in self._events if wanted(event))
         self._weight = sum(map(_weight, self._events))
         self._wake_writers()
 
@@ -144,7 +140,7 @@ class Outbox:
             self._readable.set_result(None)
 
     def _wake_writers(self) -> None:
-        while self._roomy:
-            room = self._roomy.popleft()
-            if not room.done():
-                room.set_result(None)
+        while self._blocked_writers:
+            space = self._blocked_writers.popleft()
+            if not space.done():
+                space.set_result(None)

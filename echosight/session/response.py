@@ -1,187 +1,209 @@
-"""One answer in progress: the items it makes, what was said of them, and how far it got."""
+"""One response, from the request for it to its last sample: its state, its items, its playback."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
-from echosight.audio.resampling import Resampler
-from echosight.conversation import Conversation, Item, Part, Status, TextPart, ToolCall, new_id
-from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
+from echosight.conversation import Conversation, Item, Part, Status, new_id
+from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.events import (
+    CreateResponse,
     Delta,
-    ItemAdded,
-    ItemDone,
+    ItemTruncated,
     Outcome,
     Output,
     ResponseEnded,
+    ResponseStarted,
     SpeechDelta,
     TextDelta,
-    ToolCallDelta,
     Waterfall,
 )
-from echosight.media import AudioChunk, Word
-from echosight.session.playback import PlaybackTracker
+from echosight.options import GenerateOptions
+from echosight.session.outbox import Outbox
+from echosight.session.playback import PlaybackTracker, RecentPlayback
+from echosight.session.response_items import ResponseItems
+from echosight.session.state import ResponseState, ResponseStep, response_machine
 
 Stage = Literal["endpoint", "transcript", "first_text", "first_audio", "first_byte"]
 
 
 class Response:
-    """Turns an engine's pieces into events and items.
+    """A response to one request. Its state changes only as `echosight.session.state` says.
 
-    Items enter the conversation with their first piece, behind what they answer whatever was said meanwhile, and are
-    completed by `end`. An answer out of band writes into a conversation that nobody keeps.
+    `task` generates it, from START on; `cancel` is the one way to stop it.
     """
 
     def __init__(
-        self, conversation: Conversation, from_hz: int, to_hz: int, clock: Callable[[], float], speech_end: float | None
+        self, request: CreateResponse, outbox: Outbox, recent_playback: RecentPlayback, clock: Callable[[], float]
     ) -> None:
-        self.turn = new_id("resp")
+        self.id = new_id("resp")
+        self.request = request
+        self.machine = response_machine()
         self.waterfall = Waterfall()
-        self.ledger = PlaybackTracker()
-        self.message: Item | None = None
-        self.ended = False
-        self._conversation = conversation
-        self._after = conversation.items[-1].id if conversation.items else "root"
-        self._rate = to_hz
-        self._from_hz = from_hz
-        self._resampler = Resampler(from_hz, to_hz)
-        self._spoke = False
-        self._calls: dict[str, ToolCall] = {}
-        self._call_items: dict[str, Item] = {}
-        self._done: list[Item] = []
-        self._summary = GenerationSummary()
+        self.playback = PlaybackTracker()
+        self.task: asyncio.Task[None] | None = None
+        self._outbox = outbox
+        self._recent_playback = recent_playback
         self._clock = clock
-        self._since = clock() if speech_end is None else speech_end
+        self._summary = GenerationSummary()
+        self._items: ResponseItems
+        self._speech_end = 0.0
+
+    @property
+    def state(self) -> ResponseState:
+        return self.machine.state
+
+    @property
+    def generating(self) -> bool:
+        """Whether it was announced and is neither complete nor ended."""
+        return self.state in (ResponseState.WAITING, ResponseState.GENERATING)
+
+    @property
+    def playing(self) -> bool:
+        """Whether the client may still have speech of it to play."""
+        audible = self.state in (ResponseState.GENERATING, ResponseState.DRAINING)
+        return audible and self.playback.is_playing(self._clock())
+
+    @property
+    def message_id(self) -> str | None:
+        """The id of the item that it says, once there is one."""
+        return self._items.message.id if self.state is not ResponseState.QUEUED and self._items.message else None
+
+    # --- its course -----------------------------------------------------------------------------
+
+    def start(
+        self,
+        conversation: Conversation,
+        options: GenerateOptions,
+        user_item: Item | None,
+        *,
+        engine_rate: int,
+        output_rate: int,
+        speech_end: float | None,
+    ) -> None:
+        """Announce it. Its items go into `conversation`; the stages of its waterfall count from `speech_end`."""
+        self.machine.advance(ResponseStep.START)
+        self._items = ResponseItems(self.id, conversation, self.playback, engine_rate, output_rate)
+        self._speech_end = self._clock() if speech_end is None else speech_end
         self.mark("endpoint")
+        request = self.request
+        self._outbox.push(ResponseStarted(self.id, options, user_item, request.metadata, request.conversation))
 
     def mark(self, stage: Stage) -> None:
-        """A stage of the turn's waterfall is reached, unless it was before."""
+        """A stage of the waterfall is reached, unless it was before."""
         if getattr(self.waterfall, stage) is None:
-            setattr(self.waterfall, stage, (self._clock() - self._since) * 1000)
+            setattr(self.waterfall, stage, (self._clock() - self._speech_end) * 1000)
 
-    def take(self, piece: Chunk) -> tuple[list[Output], Delta | None]:
-        """What a piece makes known: announcements, then at most one delta."""
-        match piece:
-            case TextChunk(text=text):
-                news, item = self._message()
-                self.mark("first_text")
-                self.ledger.said(text)
-                return news, TextDelta(self.turn, item.id, text)
-            case SpeechChunk(pcm=pcm, words=words):
-                return self._speak(pcm, words)
-            case ToolCallChunk():
-                return self._call(piece)
+    def add(self, chunk: Chunk) -> Delta | None:
+        """Take in a chunk of the engine: announce the item that it begins; returns what of it is to be sent."""
+        if self.state is ResponseState.WAITING:
+            self.machine.advance(ResponseStep.GENERATE)
+        match chunk:
             case GenerationSummary():
-                self._summary = piece
-                return [], None
+                self._summary = chunk
+                return None
+            case TextChunk():
+                self.mark("first_text")
+            case SpeechChunk():
+                self.mark("first_audio")
+            case _:
+                pass
+        is_first = self._items.message is None
+        announcements, delta = self._items.add(chunk)
+        if is_first and self._items.message is not None and self.request.conversation:
+            self._recent_playback.add(self._items.message.id, self.playback)
+        for event in announcements:
+            self._outbox.push(event)
+        return delta
 
-    def rest(self) -> SpeechDelta | None:
-        """The last samples, which resampling held back."""
-        pcm = self._resampler.push(b"", last=True) if self._spoke else b""
-        if not pcm or self.message is None:
-            return None
-        return SpeechDelta(self.turn, self.message.id, AudioChunk(pcm, self._rate))
+    def flush(self) -> SpeechDelta | None:
+        """The last samples, which the resampler held back."""
+        return self._items.flush()
 
-    def end(
-        self, outcome: Outcome, reason: str | None, heard_ms: float | None, error: str | None = None
-    ) -> list[Output]:
-        """The events that close the answer. `heard_ms` cuts what it said to what was heard; None keeps it all."""
-        self.ended = True
-        self.ledger.complete = outcome == "completed"
-        if outcome == "completed" and self._summary.finish != "stop":
-            outcome = "incomplete"
-            reason = "max_output_tokens" if self._summary.finish == "length" else self._summary.finish
-        status: Status = "completed" if outcome == "completed" else "incomplete"
-        events: list[Output] = []
-        if self.message is not None:
-            events.append(self._complete(replace(self.message, parts=self._said(heard_ms), status=status)))
-        for call_id, item in self._call_items.items():
-            events.append(self._complete(replace(item, parts=(self._calls[call_id],), status=status)))
+    def on_sent(self, delta: Delta) -> None:
+        """The client was sent a delta: account for what it can have played."""
+        match delta:
+            case SpeechDelta(chunk=chunk):
+                self.playback.mark_audio_sent(chunk.seconds * 1000, self._clock())
+                self.mark("first_byte")
+            case TextDelta(text=text):
+                self.playback.mark_text_sent(text)
+            case _:
+                pass
+
+    def played_parts(self) -> tuple[Part, ...]:
+        """The parts of its message, as far as they were played by now."""
+        return self._items.parts_until(self.playback.played_ms(self._clock()))
+
+    # --- its end --------------------------------------------------------------------------------
+
+    def complete(self) -> None:
+        """The engine has said all of it."""
+        if self.state is ResponseState.WAITING:  # without a single chunk
+            self.machine.advance(ResponseStep.GENERATE)
+        self.machine.advance(ResponseStep.COMPLETE)
+        self.playback.text_complete = True
+        finish = self._summary.finish
+        if finish == "stop":
+            self._announce_end("completed", None, "completed", None)
+        else:
+            reason = "max_output_tokens" if finish == "length" else finish
+            self._announce_end("incomplete", reason, "incomplete", None)
+
+    def end(self, outcome: Outcome, reason: str, error: str | None = None) -> None:
+        """It is over before it was complete; the conversation keeps what was played of it."""
+        played_ms = self.playback.played_ms(self._clock())
+        self.machine.advance(ResponseStep.END)
+        self._announce_end(outcome, reason, "incomplete", played_ms, error)
+
+    async def cancel(self, reason: str) -> bool:
+        """The one way to stop it: drop what is unsent, stop the task, cut it to what was played. False if it is over.
+
+        Drop before cancel: the task may be blocked by a full outbox.
+        """
+        match self.state:
+            case ResponseState.WAITING | ResponseState.GENERATING:
+                await self._cancel_task(reason)
+                return True
+            case ResponseState.DRAINING if self.playing:
+                self._cut_playback()
+                return True
+            case _:
+                return False
+
+    async def _cancel_task(self, reason: str) -> None:
+        assert self.task is not None
+        self._outbox.drop_response(self.id)
+        self.task.cancel()
+        try:
+            await asyncio.wait([self.task])
+        finally:  # also when the client disconnects here, so that a resuming client still gets the final event
+            self._outbox.drop_response(self.id)
+            if self.generating:
+                self.end("cancelled", reason)
+
+    def _cut_playback(self) -> None:
+        self._outbox.drop_response(self.id)
+        played_ms = self.playback.played_ms(self._clock())
+        self.machine.advance(ResponseStep.END)
+        if (item := self._items.truncate(played_ms)) is not None:
+            self._outbox.push(ItemTruncated(item.id, round(played_ms), item.text, requested=False))
+
+    def _announce_end(
+        self, outcome: Outcome, reason: str | None, status: Status, played_ms: float | None, error: str | None = None
+    ) -> None:
+        events: list[Output] = [*self._items.complete(status, played_ms)]
         ended = ResponseEnded(
-            self.turn,
+            self.id,
             outcome,
             reason,
-            tuple(self._done),
+            tuple(self._items.completed),
             self._summary.usage,
             self.waterfall,
             self._summary.providers,
             error,
         )
-        return [*events, ended]
-
-    def cut(self, ms: float) -> Item | None:
-        """Keep in the conversation only what is begun within `ms` of the answer's speech."""
-        if self.message is None or (item := self._conversation.get(self.message.id)) is None:
-            return None
-        return self._conversation.update(replace(item, parts=self._said(ms), status="incomplete"))
-
-    def _message(self) -> tuple[list[Output], Item]:
-        if self.message is not None:
-            return [], self.message
-        self.message = Item("assistant", (), status="in_progress")
-        return [self._add(self.message)], self.message
-
-    def _speak(self, pcm: bytes, words: tuple[Word, ...]) -> tuple[list[Output], Delta | None]:
-        news, item = self._message()
-        self._spoke = True
-        self.mark("first_audio")
-        self.ledger.spoke(len(pcm) * 500 / self._from_hz, words)
-        pcm = self._resampler.push(pcm)
-        return news, SpeechDelta(self.turn, item.id, AudioChunk(pcm, self._rate), words)
-
-    def _call(self, piece: ToolCallChunk) -> tuple[list[Output], Delta | None]:
-        news: list[Output] = []
-        if piece.call_id not in self._calls:
-            self._calls[piece.call_id] = ToolCall(piece.call_id, piece.name, "")
-            item = Item("assistant", (self._calls[piece.call_id],), status="in_progress")
-            self._call_items[piece.call_id] = item
-            news.append(self._add(item))
-        call = self._calls[piece.call_id]
-        self._calls[piece.call_id] = replace(call, arguments=call.arguments + piece.arguments)
-        delta = ToolCallDelta(self.turn, self._call_items[call.call_id].id, call.call_id, call.name, piece.arguments)
-        return news, delta
-
-    def _add(self, item: Item) -> ItemAdded:
-        known = self._after == "root" or self._conversation.get(self._after) is not None
-        previous = self._conversation.add(item, self._after if known else None)
-        self._after = item.id
-        return ItemAdded(item, previous, self.turn)
-
-    def _complete(self, item: Item) -> ItemDone:
-        if self._conversation.get(item.id) is None:  # deleted by the client while it was being made
-            return ItemDone(item, None, self.turn)
-        item = self._conversation.update(item)
-        self._done.append(item)
-        return ItemDone(item, self._conversation.previous_id(item.id), self.turn)
-
-    def _said(self, heard_ms: float | None) -> tuple[Part, ...]:
-        ledger = self.ledger
-        if not self._spoke:
-            return (TextPart(ledger.text if heard_ms is None else ledger.text[: ledger.sent_chars]),)
-        return (replace(ledger.until(ledger.spoken_ms if heard_ms is None else heard_ms), rate=self._rate),)
-
-
-class RecentResponses:
-    """The latest answers of a session, so that a client may still say how much of them was heard."""
-
-    def __init__(self, keep: int = 8) -> None:
-        self._keep = keep
-        self._by_turn: dict[str, Response] = {}
-
-    @property
-    def latest(self) -> Response | None:
-        return next(reversed(self._by_turn.values()), None)
-
-    def add(self, answer: Response) -> None:
-        self._by_turn[answer.turn] = answer
-        while len(self._by_turn) > self._keep:
-            del self._by_turn[next(iter(self._by_turn))]
-
-    def get(self, turn: str) -> Response | None:
-        return self._by_turn.get(turn)
-
-    def with_item(self, item_id: str) -> Response | None:
-        """The answer that spoke the item."""
-        return next((a for a in self._by_turn.values() if a.message is not None and a.message.id == item_id), None)
+        for event in (*events, ended):
+            self._outbox.push(event)

@@ -1,10 +1,10 @@
-"""Whether somebody who pauses sounds finished, judged by the last word of what was understood."""
+"""Whether a user who pauses has finished the turn, by the last word of the transcript so far."""
 
 from __future__ import annotations
 
 import re
 
-_GOES_ON = {
+_NON_FINAL_WORDS = {
     word
     for words in (
         "a an the my your his our their and or but because although if when while whose which as than of in into on at "
@@ -15,19 +15,19 @@ _GOES_ON = {
     )
     for word in words.split()
 }
-"""Words of English, German, French and Spanish that nobody ends on."""
+"""Words of English, German, French and Spanish that cannot end a sentence."""
 
-_TERMINAL = re.compile(r"[.!?。！？]['\"”’)»]*$")
-_OPEN = re.compile(r"(\.\.\.|[…,;:–—-])['\"”’)»]*$")
+_FINAL_PUNCTUATION = re.compile(r"[.!?。！？]['\"”’)»]*$")
+_NON_FINAL_PUNCTUATION = re.compile(r"(\.\.\.|[…,;:–—-])['\"”’)»]*$")
 
 
 def is_end_of_turn(text: str) -> bool:
-    """A last word that wants another one, a comma or an ellipsis say no; nothing understood says nothing, so yes."""
+    """False after a comma, an ellipsis or a word that cannot end a sentence. True otherwise, also for empty text."""
     text = text.strip()
     if not text:
         return True
-    if _OPEN.search(text):
+    if _NON_FINAL_PUNCTUATION.search(text):
         return False
-    if _TERMINAL.search(text):
+    if _FINAL_PUNCTUATION.search(text):
         return True
-    return text.split()[-1].lower().strip("'\"") not in _GOES_ON
+    return text.split()[-1].lower().strip("'\"") not in _NON_FINAL_WORDS

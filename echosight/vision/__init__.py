@@ -1,1 +1,1 @@
-"""Images: reading and checking them, and what plain statistics show of them."""
+"""Images: reading and validation, and simple statistics of their pixels."""

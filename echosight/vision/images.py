@@ -1,38 +1,38 @@
-"""Pictures as they come from a client: recognised, bounded and proven decodable before anything else touches them."""
+"""Images that clients send: format, size and data are checked before any other module uses them."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import warnings
-from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
 from echosight.errors import InputError
 from echosight.media import ImageFrame
 
+__all__ = ["FORMATS", "read_image"]
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def read_image(data: bytes, max_pixels: int = 40_000_000) -> ImageFrame:
-    """An encoded JPEG, PNG or WebP, checked to be whole.
+    """A complete JPEG, PNG or WebP file as an `ImageFrame`; `data` stays as it is.
 
-    Raises `InputError` ``invalid_image``: status 413 beyond `max_pixels`, which the header alone decides.
+    Raises `InputError` ``invalid_image``, with status 413 for more than `max_pixels`. The header is enough to decide
+    that, so that no pixel of such an image is decoded.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own limit only warns; ours is below, before a single pixel is decoded.
+            # Pillow's own limit is only a warning. Ours follows, before any pixel is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise _invalid("Not a JPEG, PNG or WebP picture") from error
+        raise _invalid("Unsupported image format; expected JPEG, PNG or WebP") from error
     except Image.DecompressionBombError as error:
         raise _too_large(max_pixels) from error
     except Exception as error:
-        # A plug-in of Pillow raises whatever a broken file provokes: OSError, SyntaxError, struct.error…
-        raise _invalid("Broken picture") from error
+        # For a damaged file, Pillow's plug-ins raise many types: OSError, SyntaxError, struct.error…
+        raise _invalid("Damaged image: its header cannot be read") from error
     with image:
         width, height = image.size
         if width * height > max_pixels:
@@ -42,25 +42,12 @@ def read_image(data: bytes, max_pixels: int = 40_000_000) -> ImageFrame:
 
 
 def _decode(image: Image.Image) -> None:
-    # At an eighth of its size a JPEG is read to its end without computing most of its pixels.
+    # At an eighth of its size, a JPEG is read to its end but most of its pixels are not computed.
     image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))
     try:
         image.load()
     except Exception as error:
-        raise _invalid("Broken or truncated picture") from error
-
-
-def read_data_uri(uri: str) -> bytes:
-    """The bytes of a ``data:`` URI, base64 or percent-encoded. Raises `InputError` for others: nothing is fetched."""
-    head, comma, body = uri.partition(",")
-    if not comma or head[:5].lower() != "data:":
-        raise _invalid("Pictures come as data URIs; addresses are not fetched")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode("".join(unquote_to_bytes(body).decode("ascii").split()), validate=True)
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise _invalid("Data URI is not base64") from error
+        raise _invalid("Damaged or truncated image") from error
 
 
 def _invalid(message: str) -> InputError:
@@ -68,4 +55,4 @@ def _invalid(message: str) -> InputError:
 
 
 def _too_large(max_pixels: int) -> InputError:
-    return InputError(f"Picture of more than {max_pixels} pixels", code="invalid_image", status=413)
+    return InputError(f"Image has more than {max_pixels} pixels", code="invalid_image", status=413)

@@ -1,4 +1,4 @@
-"""What plain statistics say about a picture: brightness, colours, sharpness, and what moved since the last one."""
+"""Statistics of an image (brightness, colours, sharpness, change since the previous one) and sentences about them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from PIL import Image
 
 from echosight.media import ImageFrame
 
-LOOK_PX = 256
-"""Longest side of what is looked at."""
+__all__ = ["ImageStatistics", "describe", "measure"]
 
-MOVED = 0.08
-"""Change of brightness (0-1) from which a point counts as moved; camera noise stays below."""
+MAX_SIDE_PX = 256
+"""Images are scaled down to this before they are measured."""
+
+MIN_CHANGE = 0.08
+"""Change of brightness (0-1) from which a pixel counts as changed; camera noise stays below it."""
 
 _HUES = ((15, "red"), (40, "orange"), (70, "yellow"), (160, "green"), (200, "turquoise"), (260, "blue"),
          (290, "purple"), (335, "pink"), (361, "red"))  # fmt: skip
@@ -24,11 +26,12 @@ Pixels = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One picture, measured.
+class ImageStatistics:
+    """What `measure` finds in an image.
 
-    `brightness` is 0-1; `colours` has the commonest first; `sharpness` is the variance of the Laplacian of the
-    brightness, relative to its contrast.
+    `width` and `height` are the original's. `brightness` is the mean, 0-1; `colours` are names, the most common first;
+    `sharpness` is the variance of the brightness's Laplacian divided by the variance of the brightness; `thumbnail` is
+    the brightness in 0-1, float32 [32, 32].
     """
 
     width: int
@@ -38,64 +41,70 @@ class Sight:
     sharpness: float
     thumbnail: Pixels
 
-    def moved_since(self, before: Sight) -> float:
-        """The share of the picture (0-1) that changed."""
-        change = np.abs(self.thumbnail - before.thumbnail)
-        return float((change > MOVED).mean())
+    def change_since(self, previous: ImageStatistics) -> float:
+        """The fraction (0-1) of the image that changed."""
+        change = np.abs(self.thumbnail - previous.thumbnail)
+        return float((change > MIN_CHANGE).mean())
 
 
-def look(frame: ImageFrame) -> Sight:
-    """Measure a picture. Takes some milliseconds: not for the event loop. Raises OSError where it is damaged."""
+def measure(frame: ImageFrame) -> ImageStatistics:
+    """Measure an image. Takes some milliseconds, so do not call it on the event loop. Raises OSError if damaged."""
     with Image.open(io.BytesIO(frame.data)) as image:
-        # A JPEG is decoded at an eighth of its size where that is enough: 10 times faster.
-        image.draft("RGB", (LOOK_PX, LOOK_PX))
+        # Lets Pillow decode a large JPEG at an eighth of its size, which is 10 times faster.
+        image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         small = image.convert("RGB")
-    small.thumbnail((LOOK_PX, LOOK_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
     rgb = np.asarray(small, np.float32) / np.float32(255)
-    grey = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     thumbnail = np.asarray(small.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32) / np.float32(255)
-    return Sight(frame.width, frame.height, float(grey.mean()), _colours(rgb), _sharpness(grey), thumbnail)
-
-
-def describe(now: Sight, before: Sight | None = None) -> str:
-    """The measurements in a few plain sentences."""
-    light = ("very dark", "dark", "of medium brightness", "bright", "very bright")[min(4, int(now.brightness * 5))]
-    sharp = "blurred" if now.sharpness < 0.01 else "a little soft" if now.sharpness < 0.05 else "sharp"
-    text = (
-        f"The picture is {now.width} by {now.height} pixels, {light}, mostly {' and '.join(now.colours)}, and {sharp}."
+    return ImageStatistics(
+        frame.width, frame.height, float(luma.mean()), _colour_names(rgb), _sharpness(luma), thumbnail
     )
-    if before is None:
+
+
+def describe(image: ImageStatistics, previous: ImageStatistics | None = None) -> str:
+    """The statistics, and the change since the previous image, in a few spoken sentences."""
+    brightness = ("very dark", "dark", "of medium brightness", "bright", "very bright")[
+        min(4, int(image.brightness * 5))
+    ]
+    sharpness = "blurred" if image.sharpness < 0.01 else "a little soft" if image.sharpness < 0.05 else "sharp"
+    text = (
+        f"The picture is {image.width} by {image.height} pixels, {brightness}, "
+        f"mostly {' and '.join(image.colours)}, and {sharpness}."
+    )
+    if previous is None:
         return text
-    moved = now.moved_since(before)
-    if moved < 0.02:
+    change = image.change_since(previous)
+    if change < 0.02:
         return f"{text} Nothing moved since the last one."
-    return f"{text} About {max(1, round(moved * 100))} percent of it changed since the last one."
+    return f"{text} About {max(1, round(change * 100))} percent of it changed since the last one."
 
 
-def _sharpness(grey: Pixels) -> float:
-    if min(grey.shape) < 3 or (contrast := float(grey.var())) < 1e-6:
+def _sharpness(luma: Pixels) -> float:
+    if min(luma.shape) < 3 or (contrast := float(luma.var())) < 1e-6:
         return 0.0
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * luma[1:-1, 1:-1]
     return float(laplacian.var()) / contrast
 
 
-def _colours(rgb: Pixels) -> tuple[str, ...]:
-    """The names of the commonest colour, and of the next where it covers a fifth of the picture."""
-    names = _names(rgb.reshape(-1, 3))
-    found, counts = np.unique(names, return_counts=True)
+def _colour_names(rgb: Pixels) -> tuple[str, ...]:
+    """The name of the most common colour, and of the second one if it covers a fifth of the image."""
+    names = _nearest_names(rgb.reshape(-1, 3))
+    distinct, counts = np.unique(names, return_counts=True)
     order = np.argsort(-counts)[:2]
-    return tuple(str(found[i]) for n, i in enumerate(order) if n == 0 or counts[i] >= 0.2 * len(names))
+    return tuple(str(distinct[i]) for n, i in enumerate(order) if n == 0 or counts[i] >= 0.2 * len(names))
 
 
-def _names(rgb: Pixels) -> npt.NDArray[np.str_]:
+def _nearest_names(rgb: Pixels) -> npt.NDArray[np.str_]:
+    """A colour name for each pixel of `rgb` [n, 3], by hue, saturation and value."""
     high, low = rgb.max(1), rgb.min(1)
     chroma = high - low
-    safe = np.where(chroma > 0, chroma, 1)
+    divisor = np.where(chroma > 0, chroma, 1)
     red, green, blue = rgb.T
     hue = np.where(
         high == red,
-        (green - blue) / safe % 6,
-        np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        (green - blue) / divisor % 6,
+        np.where(high == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
     edges = np.array([edge for edge, _ in _HUES])
     names = np.array([name for _, name in _HUES])[np.searchsorted(edges, hue * 60, side="right")]

@@ -1,66 +1,66 @@
-// The page: brings microphone, pictures, socket, loudspeaker and what is seen together.
+// The page: connects the microphone, the video sources, the server, the player and the views.
 
-import { SpokenClock } from "./clock.js";
-import { Dialogue } from "./dialogue.js";
-import * as face from "./face.js";
-import { about, Link } from "./link.js";
-import { Gate, Microphone } from "./microphone.js";
-import { ownName } from "./name.js";
+import { Connection, fetchServerInfo } from "./connection.js";
+import { ConversationState } from "./conversation_state.js";
+import { LevelMeter } from "./level_meter.js";
+import * as messages from "./messages.js";
+import { BargeInGate, Microphone } from "./microphone.js";
 import { Player } from "./player.js";
+import { sessionId } from "./session_id.js";
 import { Settings } from "./settings.js";
-import { Sights } from "./sights.js";
-import { Strip } from "./strip.js";
-import { Talk } from "./talk.js";
-import * as words from "./words.js";
+import { hideNotice, showNotice as showNoticeView, showState } from "./status_view.js";
+import { StreamClock } from "./stream_clock.js";
+import { TranscriptView } from "./transcript_view.js";
+import { VideoSources } from "./video_sources.js";
 
-const CONFIRM_MS = 600; // So long after the gate the server has said whether it was speech.
+const BARGE_IN_CONFIRM_MS = 600; // The server reports speech within this time after the gate opened, or there was none.
 const TAP_MS = 300; // A shorter press of "hold to talk" locks it.
-const WAITING = 250; // What is said while the connection is made is sent when it is there: at most 5 s.
-const TOLD = ["mode", "threshold", "silence", "voice", "language", "instructions", "record"];
+const MAX_QUEUED = 250; // Messages and audio frames kept until the connection is open: 5 s of audio.
+const SESSION_SETTINGS = ["mode", "sensitivity", "silence", "voice", "language", "instructions", "record"];
 
 const $ = (id) => document.getElementById(id);
 
-const settings = new Settings($("settings"), changed);
-const strip = new Strip($("strip"), $("meter"));
-const talk = new Talk($("talk"), $("spoken"), () => ($("welcome").hidden = !talk.empty));
-const clock = new SpokenClock();
-const gate = new Gate();
+const settings = new Settings($("settings"), onSettingChanged);
+const meter = new LevelMeter($("levels"), $("meter"));
+const view = new TranscriptView($("transcript"), $("announcements"), () => ($("welcome").hidden = !view.empty));
+const clock = new StreamClock();
+const gate = new BargeInGate();
 const player = new Player({
-  began: (id, when) => dialogue.began(id, when),
-  position: (id, ms, over) => dialogue.position(id, ms, over),
-  level: (level) => strip.theirs(level),
+  started: (itemId, time) => conversation.onPlaybackStarted(itemId, time),
+  position: (itemId, ms, drained) => conversation.onPosition(itemId, ms, drained),
+  level: (level) => meter.playback(level),
 });
-const microphone = new Microphone({ frame, lost: lostMicrophone });
-const link = new Link(
-  { uid: await ownName(), token: () => settings.token, hello: () => settings.message("subscribe", microphone.rate) },
-  { record: (message, pcm) => dialogue.take(message, pcm), open: opened, lost },
+const microphone = new Microphone({ frame: onMicrophoneFrame, lost: onMicrophoneLost });
+const connection = new Connection(
+  { uid: await sessionId(), token: () => settings.token, subscribe: () => settings.message("subscribe", microphone.sampleRate) },
+  { record: (record, pcm) => conversation.receive(record, pcm), open: onConnected, lost: onConnectionLost },
 );
-const dialogue = new Dialogue(
-  { talk, player, clock, send: (message) => link.send(message) },
-  { became: become, trouble: notice, began, probability: (p) => strip.probability(p) },
+const conversation = new ConversationState(
+  { view, player, clock, send: (message) => connection.send(message) },
+  { state: setState, error: showNotice, turnStarted: onTurnStarted, probability: (p) => meter.probability(p) },
 );
-const sights = new Sights({ settings, link, turn: () => dialogue.user, notice });
+const video = new VideoSources({ settings, connection, userTurn: () => conversation.userTurn, showNotice });
 
-const state = {
-  now: "idle",
-  pressed: false, // push to talk is held,
-  locked: false, // or was tapped
-  troubled: false, // the notice is about the connection
-  waiting: [], // messages and sound for a socket that is not open yet: [message, when it was spoken]
+const page = {
+  state: "idle", // a key of messages.STATUS
+  pressed: false, // "hold to talk" is active,
+  locked: false, // and stays active until the next tap
+  connectionNotice: false, // the notice is about the connection
+  queue: [], // until the connection is open: [message or ArrayBuffer, when it was recorded]
 };
 
-// --- what the person does ---------------------------------------------------------------------------
+// --- the user's actions -----------------------------------------------------------------------------
 
 $("start").onclick = () => (microphone.live ? end() : start());
 $("end").onclick = end;
 $("mute").onclick = () => mute(!microphone.muted);
 $("open-settings").onclick = openSettings;
-$("notice-close").onclick = face.noNotice;
+$("notice-close").onclick = hideNotice;
 $("reset").onclick = reset;
-$("form").onsubmit = (event) => {
+$("composer").onsubmit = (event) => {
   event.preventDefault();
-  type($("line").value.trim());
-  $("line").value = "";
+  sendText($("message").value.trim());
+  $("message").value = "";
 };
 
 const hold = $("hold");
@@ -68,259 +68,259 @@ hold.onpointerdown = (event) => {
   hold.setPointerCapture(event.pointerId);
   press();
 };
-hold.onpointerup = hold.onpointercancel = () => letGo();
-hold.onclick = ({ pointerType }) => !pointerType && (state.pressed ? letGo(true) : press(true)); // assistive technology
+hold.onpointerup = hold.onpointercancel = () => release();
+hold.onclick = ({ pointerType }) => !pointerType && (page.pressed ? release(true) : press(true)); // assistive technology
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !$("settings").open) dialogue.stop();
-  if (event.code === "Space" && pushable(event) && !event.repeat) press();
+  if (event.key === "Escape" && !$("settings").open) conversation.stopResponse();
+  if (event.code === "Space" && isTalkKey(event) && !event.repeat) press();
 });
-addEventListener("keyup", (event) => event.code === "Space" && pushable(event) && letGo());
-document.addEventListener("visibilitychange", stayAwake);
-addEventListener("blur", () => letGo(true)); // Whoever looks elsewhere lets go of keys unseen.
+addEventListener("keyup", (event) => event.code === "Space" && isTalkKey(event) && release());
+document.addEventListener("visibilitychange", keepScreenOn);
+addEventListener("blur", () => release(true)); // A page without focus does not see that the key is released.
 
-/** Whether a space bar is for talking: not where it types or presses something else. */
-function pushable(event) {
-  if (!settings.push || !microphone.live || $("settings").open) return false;
-  const free = event.target === hold || !event.target.closest?.("input, textarea, select, button, a");
-  if (free) event.preventDefault();
-  return free;
+/** Whether the space bar means "hold to talk": not while it types text or presses another control. */
+function isTalkKey(event) {
+  if (!settings.pushToTalk || !microphone.live || $("settings").open) return false;
+  const isFree = event.target === hold || !event.target.closest?.("input, textarea, select, button, a");
+  if (isFree) event.preventDefault();
+  return isFree;
 }
 
 async function start() {
-  if (!isSecureContext || !navigator.mediaDevices) return notice(words.insecure());
-  if (!window.AudioWorkletNode) return notice(words.UNABLE);
-  face.noNotice();
-  become("connecting");
+  if (!isSecureContext || !navigator.mediaDevices) return showNotice(messages.insecurePage());
+  if (!window.AudioWorkletNode) return showNotice(messages.UNSUPPORTED_BROWSER);
+  hideNotice();
+  setState("connecting");
   try {
-    await Promise.all([player.start(), listen()]);
+    await Promise.all([player.start(), openMicrophone()]);
   } catch (error) {
-    become("idle");
-    return notice(words.deviceTrouble(error, "microphone"), start);
+    setState("idle");
+    return showNotice(messages.deviceError(error, "microphone"), start);
   }
-  strip.start();
-  if (link.ready) configure();
-  else link.open();
-  become(link.ready ? "listening" : "connecting");
-  stayAwake();
-  await sights.turnOn(true);
-  pace();
-  $("flip").hidden = (await settings.devices()) < 2;
+  meter.start();
+  if (connection.ready) configure();
+  else connection.open();
+  setState(connection.ready ? "listening" : "connecting");
+  keepScreenOn();
+  await video.setActive(true);
+  updateFrameRate();
+  $("flip").hidden = (await settings.listDevices()) < 2;
 }
 
-/** While the page is seen; a phone that saves its battery may refuse. */
-function stayAwake() {
+/** Only while the page is visible. A phone that saves power may refuse. */
+function keepScreenOn() {
   if (microphone.live && !document.hidden) navigator.wakeLock?.request("screen").catch(() => {});
 }
 
-function listen() {
+function openMicrophone() {
   return microphone.start({ deviceId: settings.get("microphone"), echoCancellation: settings.get("echo") });
 }
 
 function end() {
   microphone.stop();
-  sights.turnOn(false);
-  dialogue.stop();
-  dialogue.lost();
-  link.close();
-  strip.stop();
-  Object.assign(state, { pressed: false, locked: false, waiting: [] });
+  video.setActive(false);
+  conversation.stopResponse();
+  conversation.onConnectionLost();
+  connection.close();
+  meter.stop();
+  Object.assign(page, { pressed: false, locked: false, queue: [] });
   mute(false);
-  face.noNotice();
-  become("idle");
+  hideNotice();
+  setState("idle");
 }
 
 function mute(muted) {
   microphone.muted = muted;
   $("mute").setAttribute("aria-pressed", muted);
   $("mute").querySelector("use").setAttribute("href", muted ? "#i-mute" : "#i-mic");
-  if (["listening", "muted"].includes(state.now)) become("listening");
+  if (["listening", "muted"].includes(page.state)) setState("listening");
 }
 
-/** Push to talk: held, or locked by a tap. */
+/** Push to talk begins: held down, or locked by a tap. */
 function press(locked = false) {
-  if (state.pressed) return;
-  dialogue.stop();
-  Object.assign(state, { pressed: true, locked, pressedAt: performance.now() });
-  dialogue.begin();
+  if (page.pressed) return;
+  conversation.stopResponse();
+  Object.assign(page, { pressed: true, locked, pressedAt: performance.now() });
+  conversation.startTurn();
 }
 
-function letGo(force = false) {
-  if (!state.pressed) return;
-  if (state.locked && !force) state.locked = false;
-  else if (!force && performance.now() - state.pressedAt < TAP_MS) {
-    state.locked = true;
-    return become("hearing");
+function release(force = false) {
+  if (!page.pressed) return;
+  if (page.locked && !force) page.locked = false;
+  else if (!force && performance.now() - page.pressedAt < TAP_MS) {
+    page.locked = true;
+    return setState("hearing");
   }
-  state.pressed = state.locked = false;
-  tell({ type: "commit" });
-  dialogue.finish();
+  page.pressed = page.locked = false;
+  sendOrQueue({ type: "commit" });
+  conversation.endTurn();
 }
 
-function type(text) {
+function sendText(text) {
   if (!text) return;
   if (window.AudioWorkletNode) player.start();
-  dialogue.typed(text);
-  tell({ messages: [{ role: "user", content: [{ type: "text", text }] }] });
-  link.open();
+  conversation.typeTurn(text);
+  sendOrQueue({ messages: [{ role: "user", content: [{ type: "text", text }] }] });
+  connection.open();
 }
 
 function reset() {
-  dialogue.stop();
-  dialogue.forget();
-  sights.forget();
-  link.send({ type: "reset" });
+  conversation.stopResponse();
+  conversation.clear();
+  video.forceNextFrames();
+  connection.send({ type: "reset" });
   $("settings").close();
 }
 
 async function openSettings() {
   $("settings").showModal();
-  await settings.devices();
+  await settings.listDevices();
 }
 
-async function changed(name) {
+async function onSettingChanged(name) {
   if (name === "token") {
-    await introduce();
-    if (microphone.live || state.waiting.length) link.open();
+    await loadServerInfo();
+    if (microphone.live || page.queue.length) connection.open();
   } else if (["microphone", "echo"].includes(name) && microphone.live) {
-    await listen().catch((error) => notice(words.deviceTrouble(error, "microphone"), start));
+    await openMicrophone().catch((error) => showNotice(messages.deviceError(error, "microphone"), start));
     configure();
-  } else if (name === "camera" && sights.camera.live) await sights.look("camera");
-  if (TOLD.includes(name)) configure();
-  if (name === "mode") become(microphone.live ? "listening" : "idle");
-  pace();
+  } else if (name === "camera" && video.camera.live) await video.open("camera");
+  if (SESSION_SETTINGS.includes(name)) configure();
+  if (name === "mode") setState(microphone.live ? "listening" : "idle");
+  updateFrameRate();
 }
 
 function configure() {
   clock.restart(false);
-  link.send(settings.message("configure", microphone.rate));
+  connection.send(settings.message("configure", microphone.sampleRate));
 }
 
-// --- sound and pictures on their way out ------------------------------------------------------------
+// --- audio and images to the server -----------------------------------------------------------------
 
-function frame(pcm, level) {
+function onMicrophoneFrame(pcm, level) {
   if (microphone.muted) {
-    new Int16Array(pcm).fill(0); // Silence, so that the server sees the end of what was said before.
+    new Int16Array(pcm).fill(0); // With silence the server finds the end of what was said before.
     level = 0;
   }
-  strip.mine(level);
-  link.watch();
-  if (settings.push) {
-    if (state.pressed) tell(pcm);
-    return strip.probability(state.pressed ? 1 : 0);
+  meter.microphone(level);
+  connection.checkAlive();
+  if (settings.pushToTalk) {
+    if (page.pressed) sendOrQueue(pcm);
+    return meter.probability(page.pressed ? 1 : 0);
   }
-  tell(pcm, performance.now());
-  if (!player.playing) gate.quiet();
-  else if (gate.opens(level)) bargeIn();
+  sendOrQueue(pcm, performance.now());
+  if (!player.playing) gate.reset();
+  else if (gate.detects(level)) onPossibleBargeIn();
 }
 
-/** Send it, in order, now or when the connection is there. `when`: sound of the open microphone was spoken then. */
-function tell(message, when) {
-  if (!state.waiting.length && link.send(message)) {
-    if (when) clock.sent(when);
+/** Send in order, now or when the connection is open. `recordedAt` is for audio of the open microphone. */
+function sendOrQueue(message, recordedAt) {
+  if (!page.queue.length && connection.send(message)) {
+    if (recordedAt) clock.sent(recordedAt);
     return;
   }
-  state.waiting.push([message, when]);
-  if (state.waiting.length > WAITING) state.waiting.splice(state.waiting.findIndex(([waits]) => waits instanceof ArrayBuffer), 1);
+  page.queue.push([message, recordedAt]);
+  if (page.queue.length > MAX_QUEUED) page.queue.splice(page.queue.findIndex(([queued]) => queued instanceof ArrayBuffer), 1);
 }
 
-/** Somebody seems to talk over the answer: silent at once, and for good when the server heard it too. */
-function bargeIn() {
-  player.hold();
-  clearTimeout(state.confirm);
-  state.confirm = setTimeout(() => {
-    gate.mistaken();
-    player.release();
-  }, CONFIRM_MS);
+/** The user seems to talk over the response: pause it at once, until the server reports speech or has had time to. */
+function onPossibleBargeIn() {
+  player.pause();
+  clearTimeout(page.confirmTimer);
+  page.confirmTimer = setTimeout(() => {
+    gate.onFalseAlarm();
+    player.resume();
+  }, BARGE_IN_CONFIRM_MS);
 }
 
-/** The person's turn began. */
-function began(turn) {
-  clearTimeout(state.confirm);
-  sights.began(turn, settings.push);
+function onTurnStarted(turn) {
+  clearTimeout(page.confirmTimer);
+  video.onTurnStarted(turn, settings.pushToTalk);
 }
 
-/** Pictures come faster while the person speaks. */
-function pace() {
-  const busy = settings.push ? state.pressed : state.now === "hearing";
-  sights.pace(link.ready && (busy || !settings.push) ? settings.number(busy ? "busyRate" : "idleRate") : 0);
+/** Images are sent more often while the user speaks. */
+function updateFrameRate() {
+  const speaking = settings.pushToTalk ? page.pressed : page.state === "hearing";
+  const sending = connection.ready && (speaking || !settings.pushToTalk);
+  video.setFrameRate(sending ? settings.number(speaking ? "busyRate" : "idleRate") : 0);
 }
 
 // --- the connection ---------------------------------------------------------------------------------
 
-function opened() {
+function onConnected() {
   clock.restart(false);
-  sights.forget();
-  if (state.troubled) face.noNotice();
-  // What the server has to tell about the session comes first.
+  video.forceNextFrames();
+  if (page.connectionNotice) hideNotice();
+  // The server's first records say whether the session is new. They come before the queue is sent.
   setTimeout(() => {
-    for (const [message, when] of state.waiting.splice(0)) tell(message, when);
+    for (const [message, recordedAt] of page.queue.splice(0)) sendOrQueue(message, recordedAt);
   }, 0);
-  if (state.pressed) become("hearing");
-  else become(state.waiting.some(([message]) => !(message instanceof ArrayBuffer)) ? "thinking" : "listening");
+  if (page.pressed) setState("hearing");
+  else setState(page.queue.some(([message]) => !(message instanceof ArrayBuffer)) ? "thinking" : "listening");
 }
 
-function lost(why) {
-  dialogue.lost();
-  if (why.kind !== "lost") state.waiting = state.waiting.filter(([message]) => !(message instanceof ArrayBuffer));
-  become(why.kind);
-  notice(words.linkTrouble(why));
+function onConnectionLost(reason) {
+  conversation.onConnectionLost();
+  if (reason.kind !== "lost") page.queue = page.queue.filter(([message]) => !(message instanceof ArrayBuffer));
+  setState(reason.kind);
+  showNotice(messages.connectionError(reason));
 }
 
-// --- what is seen -----------------------------------------------------------------------------------
+// --- the views --------------------------------------------------------------------------------------
 
-/** `resting`: nobody speaks, nothing is being answered. */
-function become(now) {
-  if (now === "resting" && !["thinking", "speaking", "hearing"].includes(state.now)) return;
-  if (["resting", "listening"].includes(now)) now = atRest();
-  state.now = now;
-  face.show(now, { live: microphone.live, push: settings.push, pressed: state.pressed, locked: state.locked });
-  pace();
+/** "resting" means: no turn and no response is in progress. It and "listening" become the state that fits the controls. */
+function setState(state) {
+  if (state === "resting" && !["thinking", "speaking", "hearing"].includes(page.state)) return;
+  if (["resting", "listening"].includes(state)) state = restingState();
+  page.state = state;
+  showState(state, { live: microphone.live, pushToTalk: settings.pushToTalk, pressed: page.pressed, locked: page.locked });
+  updateFrameRate();
 }
 
-function atRest() {
-  if (!microphone.live) return link.ready ? "waiting" : "idle";
-  if (!link.ready) return "connecting";
-  if (settings.push) return "waiting";
+function restingState() {
+  if (!microphone.live) return connection.ready ? "waiting" : "idle";
+  if (!connection.ready) return "connecting";
+  if (settings.pushToTalk) return "waiting";
   return microphone.muted ? "muted" : "listening";
 }
 
-function notice(trouble, retry) {
-  state.troubled = ["lost", "full", "token"].includes(state.now);
-  face.notice(trouble, () => {
-    if (trouble.action === "token") settings.askToken();
-    else if (trouble.action === "settings") openSettings();
+function showNotice(message, retry) {
+  page.connectionNotice = ["lost", "full", "token"].includes(page.state);
+  showNoticeView(message, () => {
+    if (message.action === "token") settings.askToken();
+    else if (message.action === "settings") openSettings();
     else retry?.();
   });
 }
 
-function lostMicrophone() {
-  notice(words.gone("microphone"), start);
+function onMicrophoneLost() {
+  showNotice(messages.deviceLost("microphone"), start);
   microphone.stop();
-  become("listening");
+  setState("listening");
 }
 
-async function introduce() {
+async function loadServerInfo() {
   try {
-    const { status, body } = await about(settings.token);
+    const { status, body } = await fetchServerInfo(settings.token);
     if (status === 401) {
       $("token-row").hidden = false;
-      if (state.now === "idle") become("token");
-      return notice(words.linkTrouble({ kind: "token" }));
+      if (page.state === "idle") setState("token");
+      return showNotice(messages.connectionError({ kind: "token" }));
     }
-    if (state.now === "token") {
-      face.noNotice();
-      become("listening");
+    if (page.state === "token") {
+      hideNotice();
+      setState("listening");
     }
-    const recorded = body.recording ? " It is recorded there only if you say so in the settings." : "";
+    const recording = body.recording ? " The server records it only if you allow that in the settings." : "";
     $("model").textContent = body.model ?? "";
-    $("where").textContent = `This page sends what you say and show to ${location.host} only.${recorded}`;
-    settings.offer(body);
+    $("privacy").textContent = `This page sends what you say and show to ${location.host} only.${recording}`;
+    settings.setServerInfo(body);
   } catch {
-    notice(words.linkTrouble({ kind: "lost" }));
+    showNotice(messages.connectionError({ kind: "lost" }));
   }
 }
 
-navigator.mediaDevices?.addEventListener?.("devicechange", () => settings.devices());
-become("idle");
-if (!isSecureContext) notice(words.insecure());
-introduce();
+navigator.mediaDevices?.addEventListener?.("devicechange", () => settings.listDevices());
+setState("idle");
+if (!isSecureContext) showNotice(messages.insecurePage());
+loadServerInfo();

@@ -1,10 +1,14 @@
-// Microphone samples to PCM16, 20 ms at a time, each with its level.
+// Converts the microphone's samples to PCM16 frames of 20 ms, each with its RMS level.
 
 class Capture extends AudioWorkletProcessor {
   constructor() {
     super();
-    this.size = Math.round(sampleRate / 50);
-    this.pcm = new Int16Array(this.size);
+    this.frameLength = Math.round(sampleRate / 50);
+    this.startFrame();
+  }
+
+  startFrame() {
+    this.pcm = new Int16Array(this.frameLength);
     this.filled = 0;
     this.energy = 0;
   }
@@ -16,17 +20,15 @@ class Capture extends AudioWorkletProcessor {
       const sample = Math.max(-1, Math.min(1, samples[i]));
       this.energy += sample * sample;
       this.pcm[this.filled++] = sample * (sample < 0 ? 32768 : 32767);
-      if (this.filled === this.size) this.ship();
+      if (this.filled === this.frameLength) this.sendFrame();
     }
     return true;
   }
 
-  ship() {
-    const level = Math.sqrt(this.energy / this.size);
+  sendFrame() {
+    const level = Math.sqrt(this.energy / this.frameLength);
     this.port.postMessage({ pcm: this.pcm.buffer, level }, [this.pcm.buffer]);
-    this.pcm = new Int16Array(this.size);
-    this.filled = 0;
-    this.energy = 0;
+    this.startFrame();
   }
 }
 

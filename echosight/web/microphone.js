@@ -1,16 +1,16 @@
-// The microphone: PCM16 in pieces of 20 ms, and a gate that notices at once when somebody talks over the answer.
+// The microphone: PCM16 in frames of 20 ms, and a gate that detects at once when the user talks over a response.
 
-export const HEARD_HZ = 16000;
-const LOUD_FRAMES = 3;
-const QUIETEST = 0.016; // -36 dBFS
-const ABOVE_ECHO = 2.8; // 9 dB
+export const INPUT_SAMPLE_RATE = 16000;
+const MIN_LOUD_FRAMES = 3; // 60 ms
+const MIN_LEVEL = 0.016; // -36 dBFS
+const MIN_RATIO_TO_ECHO = 2.8; // 9 dB
 
 export class Microphone {
-  /** @param {{frame: (pcm: ArrayBuffer, level: number) => void, lost: () => void}} on */
+  /** @param {{frame: (pcm: ArrayBuffer, level: number) => void, lost: () => void}} on  `level` is RMS, 0-1 */
   constructor(on) {
     this.on = on;
     this.muted = false;
-    this.rate = HEARD_HZ;
+    this.sampleRate = INPUT_SAMPLE_RATE;
   }
 
   get live() {
@@ -25,12 +25,12 @@ export class Microphone {
     this.stop();
     this.stream = stream;
     stream.getAudioTracks()[0].onended = () => this.on.lost();
-    await this.#listen(stream);
+    await this.#capture(stream);
   }
 
-  /** Some browsers cannot bring a microphone to 16 kHz by themselves; then the server does. */
-  async #listen(stream) {
-    let context = new AudioContext({ sampleRate: HEARD_HZ, latencyHint: "interactive" });
+  /** Some browsers cannot resample a microphone to 16 kHz: then the server resamples. */
+  async #capture(stream) {
+    let context = new AudioContext({ sampleRate: INPUT_SAMPLE_RATE, latencyHint: "interactive" });
     let source;
     try {
       source = context.createMediaStreamSource(stream);
@@ -40,7 +40,7 @@ export class Microphone {
       source = context.createMediaStreamSource(stream);
     }
     this.context = context;
-    this.rate = context.sampleRate;
+    this.sampleRate = context.sampleRate;
     context.resume();
     await context.audioWorklet.addModule("/web/capture.worklet.js");
     if (this.stream !== stream) return void context.close();
@@ -49,7 +49,7 @@ export class Microphone {
       if (this.stream === stream) this.on.frame(data.pcm, data.level);
     };
     source.connect(node);
-    node.connect(context.destination); // It puts out nothing; unconnected it would not run everywhere.
+    node.connect(context.destination); // Its output is silent. Some browsers do not run a node without a destination.
   }
 
   stop() {
@@ -63,29 +63,29 @@ export class Microphone {
   }
 }
 
-/** Opens when the microphone is louder, for 60 ms, than the answer's own echo in it. */
-export class Gate {
+/** Detects speech over a response: 60 ms that are louder than the response's echo in the microphone. */
+export class BargeInGate {
   constructor() {
-    this.echo = 0;
-    this.loud = 0;
+    this.echo = 0; // RMS level, decays slowly
+    this.loudFrames = 0;
     this.peak = 0;
   }
 
-  /** One frame's level while the answer plays; true when somebody talks over it. */
-  opens(level) {
-    const above = level > Math.max(QUIETEST, this.echo * ABOVE_ECHO);
-    this.loud = above ? this.loud + 1 : 0;
-    this.peak = above ? Math.max(this.peak, level) : 0;
-    if (!above) this.echo = Math.max(level, this.echo * 0.995);
-    return this.loud === LOUD_FRAMES;
+  /** Call it for each frame while a response plays. True in the frame in which speech is detected. */
+  detects(level) {
+    const isLoud = level > Math.max(MIN_LEVEL, this.echo * MIN_RATIO_TO_ECHO);
+    this.loudFrames = isLoud ? this.loudFrames + 1 : 0;
+    this.peak = isLoud ? Math.max(this.peak, level) : 0;
+    if (!isLoud) this.echo = Math.max(level, this.echo * 0.995);
+    return this.loudFrames === MIN_LOUD_FRAMES;
   }
 
-  /** It was nobody: what was that loud is echo or noise. */
-  mistaken() {
+  /** The server found no speech: levels up to this peak are echo or noise. */
+  onFalseAlarm() {
     this.echo = Math.max(this.echo, this.peak);
   }
 
-  quiet() {
-    this.loud = this.peak = 0;
+  reset() {
+    this.loudFrames = this.peak = 0;
   }
 }

@@ -1,81 +1,82 @@
-// The loudspeaker: plays the answer's speech as it comes, and knows what of it was heard.
+// Plays the response's speech as it arrives, and reports how much of it was played.
 
-export const OUTPUT_HZ = 24000;
-const DRY_MS = 250; // The last piece of an answer can be late; so long after the last sample it counts as over.
+export const OUTPUT_SAMPLE_RATE = 24000;
+const DRAINED_MS = 250; // The last chunk of a response may be late: without audio for this long, it counts as finished.
 
 export class Player {
   /**
-   * @param {{began: (id: string, when: number) => void, position: (id: string, ms: number, over: boolean) => void,
-   *          level: (level: number) => void}} on  `when` is on performance.now()'s clock.
+   * @param {{started: (itemId: string, time: number) => void,
+   *          position: (itemId: string, ms: number, drained: boolean) => void,
+   *          level: (level: number) => void}} on  `time` is on performance.now()'s clock; `level` is RMS, 0-1
    */
   constructor(on) {
     this.on = on;
     this.playing = false;
     this.context = null;
-    this.cut = new Set();
-    this.dryAt = 0;
+    this.cleared = new Set(); // items of which nothing more is played
+    this.emptySince = 0;
   }
 
-  /** Whether anything can be heard at all. */
-  get able() {
+  /** Whether audio can be played at all. */
+  get ready() {
     return Boolean(this.node);
   }
 
-  /** Call it in answer to a click or a key: browsers keep pages silent until then. */
+  /** Call it in the handler of a click or a key: browsers keep a page silent until then. */
   async start() {
     if (this.context) return this.context.resume();
-    this.context = new AudioContext({ sampleRate: OUTPUT_HZ, latencyHint: "interactive" });
+    this.context = new AudioContext({ sampleRate: OUTPUT_SAMPLE_RATE, latencyHint: "interactive" });
     this.context.resume();
     await this.context.audioWorklet.addModule("/web/player.worklet.js");
     this.node = new AudioWorkletNode(this.context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
-    this.node.port.onmessage = ({ data }) => this.#report(data);
+    this.node.port.onmessage = ({ data }) => this.#onReport(data);
     this.node.connect(this.context.destination);
   }
 
-  /** More speech of an item: an ArrayBuffer of PCM16. Speech of an item that was cut is not played any more. */
-  play(id, pcm) {
-    if (!this.node || this.cut.has(id)) return;
+  /** Append speech of an item: an ArrayBuffer of PCM16. Ignored for an item that was cleared. */
+  play(itemId, pcm) {
+    if (!this.node || this.cleared.has(itemId)) return;
     this.playing = true;
-    this.item = id;
-    this.dryAt = 0;
-    this.node.port.postMessage({ id, pcm }, [pcm]);
+    this.itemId = itemId;
+    this.emptySince = 0;
+    this.node.port.postMessage({ id: itemId, pcm }, [pcm]);
   }
 
-  /** Silent at once, and nothing of it will be played any more. */
+  /** Silence at once; the rest of the current item is dropped. */
   clear() {
-    if (this.item) this.cut.add(this.item);
+    if (this.itemId) this.cleared.add(this.itemId);
     this.playing = false;
-    this.node?.port.postMessage({ do: "clear" });
+    this.node?.port.postMessage({ command: "clear" });
   }
 
-  /** Silent at once, until `release` goes on at the same place or `clear` drops the rest. */
-  hold() {
-    this.node?.port.postMessage({ do: "hold" });
+  /** Silence at once. `resume` continues at the same sample, `clear` drops the rest. */
+  pause() {
+    this.node?.port.postMessage({ command: "pause" });
   }
 
-  release() {
-    this.node?.port.postMessage({ do: "release" });
+  resume() {
+    this.node?.port.postMessage({ command: "resume" });
   }
 
-  get #latency() {
+  get #latencyMs() {
     return (this.context.outputLatency || this.context.baseLatency || 0) * 1000;
   }
 
-  #report(data) {
-    if (data.began) {
-      const when = performance.now() + (data.at - this.context.currentTime) * 1000 + this.#latency;
-      this.on.began(data.began, when);
+  #onReport(report) {
+    if (report.started) {
+      const time = performance.now() + (report.time - this.context.currentTime) * 1000 + this.#latencyMs;
+      this.on.started(report.started, time);
       return;
     }
-    this.on.level(data.level);
-    if (!data.id || this.cut.has(data.id)) return;
+    this.on.level(report.level);
+    if (!report.id || this.cleared.has(report.id)) return;
     const now = performance.now();
-    const dry = data.left === 0;
-    if (!dry) this.dryAt = 0;
-    else this.dryAt ||= now;
-    const ms = (data.samples * 1000) / OUTPUT_HZ;
-    const over = dry && now - this.dryAt > DRY_MS + this.#latency;
-    if (this.playing) this.on.position(data.id, dry ? ms : Math.max(0, ms - this.#latency), over);
-    if (over) this.playing = false;
+    const empty = report.remaining === 0;
+    if (!empty) this.emptySince = 0;
+    else this.emptySince ||= now;
+    const ms = (report.samples * 1000) / OUTPUT_SAMPLE_RATE;
+    const drained = empty && now - this.emptySince > DRAINED_MS + this.#latencyMs;
+    if (this.playing) this.on.position(report.id, empty ? ms : Math.max(0, ms - this.#latencyMs), drained);
+    if (drained) this.playing = false;
   }
 }

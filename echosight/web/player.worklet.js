@@ -1,107 +1,111 @@
-// A ring of samples that plays from its first piece, falls silent within 4 ms when told to, and says how far it got.
+// A ring buffer of samples. It plays from the first chunk on, fades out within 4 ms when it is paused or cleared, and
+// reports its position.
 
-const FADE = 0.004;
-const REFILL = 0.06; // After it ran dry, so much is awaited, or ...
-const PATIENCE = 0.12; // ... so long, before it goes on: many small gaps are worse than one.
+const FADE_S = 0.004;
+// After it ran empty, it waits for this much audio or for this long: one longer gap sounds better than many short ones.
+const REFILL_S = 0.06;
+const MAX_REFILL_WAIT_S = 0.12;
+const BLOCKS_PER_REPORT = 4;
 
 class Player extends AudioWorkletProcessor {
   constructor() {
     super();
     this.ring = new Int16Array(1 << 17);
-    this.read = 0; // Both count samples since the beginning; their place in the ring is the remainder.
-    this.written = 0;
-    this.items = []; // {id, from}: the sample at which each item begins
-    this.now = null;
+    // Both count samples from the start; modulo the ring's length they are indices of the ring.
+    this.readCount = 0;
+    this.writeCount = 0;
+    this.items = []; // {id, start}: the sample at which each item begins
+    this.currentId = null;
     this.gain = 0;
-    this.held = false;
+    this.paused = false;
     this.clearing = false;
-    this.waited = 0;
-    this.dry = false;
+    this.refilling = false;
+    this.refillWait = 0; // samples
     this.energy = 0;
     this.blocks = 0;
-    this.port.onmessage = ({ data }) => this.take(data);
+    this.port.onmessage = ({ data }) => this.receive(data);
   }
 
-  take(message) {
-    if (message.pcm) this.add(message.id, new Int16Array(message.pcm));
-    else if (message.do === "clear") this.clearing = true;
-    else this.held = message.do === "hold";
+  receive(message) {
+    if (message.pcm) this.write(message.id, new Int16Array(message.pcm));
+    else if (message.command === "clear") this.clearing = true;
+    else this.paused = message.command === "pause";
   }
 
-  add(id, pcm) {
-    if (this.clearing) this.empty();
-    const last = this.items.at(-1);
-    if (last?.id !== id) this.items.push({ id, from: this.written });
-    while (this.written - this.read + pcm.length > this.ring.length) this.grow();
-    for (let i = 0; i < pcm.length; i++) this.ring[(this.written + i) % this.ring.length] = pcm[i];
-    this.written += pcm.length;
+  write(id, pcm) {
+    if (this.clearing) this.clear();
+    if (this.items.at(-1)?.id !== id) this.items.push({ id, start: this.writeCount });
+    while (this.writeCount - this.readCount + pcm.length > this.ring.length) this.grow();
+    for (let i = 0; i < pcm.length; i++) this.ring[(this.writeCount + i) % this.ring.length] = pcm[i];
+    this.writeCount += pcm.length;
   }
 
   grow() {
-    const larger = new Int16Array(this.ring.length * 2);
-    for (let i = this.read; i < this.written; i++) larger[i % larger.length] = this.ring[i % this.ring.length];
-    this.ring = larger;
+    const ring = new Int16Array(this.ring.length * 2);
+    for (let i = this.readCount; i < this.writeCount; i++) ring[i % ring.length] = this.ring[i % this.ring.length];
+    this.ring = ring;
   }
 
-  empty() {
-    this.read = this.written;
+  clear() {
+    this.readCount = this.writeCount;
     this.items = [];
-    this.now = null;
-    this.clearing = this.held = this.dry = false;
+    this.currentId = null;
+    this.clearing = this.paused = this.refilling = false;
     this.gain = 0;
   }
 
-  ready() {
-    const waiting = this.written - this.read;
-    if (!waiting) return false;
-    if (this.dry) {
-      this.waited += 128;
-      if (waiting < REFILL * sampleRate && this.waited < PATIENCE * sampleRate) return false;
+  hasAudio() {
+    const buffered = this.writeCount - this.readCount;
+    if (!buffered) return false;
+    if (this.refilling) {
+      this.refillWait += 128;
+      if (buffered < REFILL_S * sampleRate && this.refillWait < MAX_REFILL_WAIT_S * sampleRate) return false;
     }
-    this.dry = false;
+    this.refilling = false;
     return true;
   }
 
   process(_, [output]) {
-    const out = output[0];
-    const playing = this.ready();
-    const step = 1 / (FADE * sampleRate);
-    const target = this.clearing || this.held ? 0 : 1;
-    for (let i = 0; i < out.length; i++) {
-      this.gain += Math.max(-step, Math.min(step, target - this.gain));
-      if (this.gain <= 0 && target === 0) break;
-      if (!playing || this.read >= this.written) break;
-      out[i] = (this.gain * this.ring[this.read++ % this.ring.length]) / 32768;
-      this.energy += out[i] * out[i];
+    const samples = output[0];
+    const playing = this.hasAudio();
+    const step = 1 / (FADE_S * sampleRate);
+    const targetGain = this.clearing || this.paused ? 0 : 1;
+    for (let i = 0; i < samples.length; i++) {
+      this.gain += Math.max(-step, Math.min(step, targetGain - this.gain));
+      if (this.gain <= 0 && targetGain === 0) break;
+      if (!playing || this.readCount >= this.writeCount) break;
+      samples[i] = (this.gain * this.ring[this.readCount++ % this.ring.length]) / 32768;
+      this.energy += samples[i] * samples[i];
     }
-    if (this.clearing && (this.gain <= 0 || !playing)) this.empty();
-    if (playing) this.follow();
+    if (this.clearing && (this.gain <= 0 || !playing)) this.clear();
+    if (playing) this.updateCurrentItem();
     this.report();
     return true;
   }
 
-  /** Which item is being played; when it began. */
-  follow() {
-    while (this.items[1]?.from < this.read) this.items.shift();
+  /** Find the item that is being played, and report when its first sample was played. */
+  updateCurrentItem() {
+    while (this.items[1]?.start < this.readCount) this.items.shift();
     const item = this.items[0];
-    if (item && item.id !== this.now && this.read > item.from) {
-      this.now = item.id;
-      this.port.postMessage({ began: item.id, at: currentTime });
+    if (item && item.id !== this.currentId && this.readCount > item.start) {
+      this.currentId = item.id;
+      this.port.postMessage({ started: item.id, time: currentTime });
     }
-    if (this.read >= this.written && !this.dry) {
-      this.dry = true;
-      this.waited = 0;
+    if (this.readCount >= this.writeCount && !this.refilling) {
+      this.refilling = true;
+      this.refillWait = 0;
     }
   }
 
   report() {
-    if (++this.blocks < 4) return;
+    if (++this.blocks < BLOCKS_PER_REPORT) return;
     const level = Math.sqrt(this.energy / (this.blocks * 128));
     this.blocks = 0;
     this.energy = 0;
     const item = this.items[0];
-    const samples = item && this.now === item.id ? Math.min(this.read, this.items[1]?.from ?? this.read) - item.from : 0;
-    this.port.postMessage({ id: this.now, samples, left: this.written - this.read, level });
+    const end = Math.min(this.readCount, this.items[1]?.start ?? this.readCount);
+    const samples = item && this.currentId === item.id ? end - item.start : 0;
+    this.port.postMessage({ id: this.currentId, samples, remaining: this.writeCount - this.readCount, level });
   }
 }
 

@@ -1,21 +1,20 @@
-// What the person chose: kept in this browser, shown in the dialog.
+// The user's settings: shown in the dialog, stored in the browser. The token is stored until the tab is closed.
 
-const STORE = "echosight";
-const TOKEN = "echosight-token";
+const STORAGE_KEY = "echosight";
+const TOKEN_KEY = "echosight-token";
 
 export class Settings {
-  /** @param {HTMLDialogElement} dialog  @param {(name: string) => void} changed */
-  constructor(dialog, changed) {
+  /** @param {HTMLDialogElement} dialog  @param {(name: string) => void} onChange */
+  constructor(dialog, onChange) {
     this.dialog = dialog;
     this.form = dialog.querySelector("form");
-    this.changed = changed;
-    this.wished = {};
+    this.stored = {};
     this.#load();
-    this.#label();
-    this.form.addEventListener("input", () => this.#label());
+    this.#showRanges();
+    this.form.addEventListener("input", () => this.#showRanges());
     this.form.addEventListener("change", ({ target }) => {
       this.#save();
-      if (target.name) changed(target.name);
+      if (target.name) onChange(target.name);
     });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   }
@@ -30,30 +29,35 @@ export class Settings {
     return Number(this.get(name));
   }
 
-  get push() {
+  get pushToTalk() {
     return this.get("mode") === "push";
+  }
+
+  /** The probability that counts as speech: the higher the sensitivity, the lower. */
+  get #threshold() {
+    return Number((1 - this.get("sensitivity")).toFixed(2));
   }
 
   get token() {
     return this.get("token");
   }
 
-  /** What the server offers. */
-  offer({ voices = [], recording = false }) {
-    this.#options("voice", voices.map((voice) => [voice, voice]));
+  /** Show the choices that the server offers. */
+  setServerInfo({ voices = [], recording = false }) {
+    this.#setOptions("voice", voices.map((voice) => [voice, voice]));
     document.getElementById("record-row").hidden = !recording;
   }
 
-  /** The devices there are; they have names once the person let the page use one. */
-  async devices() {
-    const all = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
-    const named = (kind) => all.filter((d) => d.kind === kind && d.deviceId).map((d) => [d.deviceId, d.label || "Unnamed"]);
-    this.#options("microphone", named("audioinput"));
-    this.#options("camera", named("videoinput"));
-    return named("videoinput").length;
+  /** Fill the lists of devices; returns the number of cameras. Browsers hide the names until a device was allowed. */
+  async listDevices() {
+    const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
+    const ofKind = (kind) => devices.filter((d) => d.kind === kind && d.deviceId).map((d) => [d.deviceId, d.label || "Unnamed"]);
+    this.#setOptions("microphone", ofKind("audioinput"));
+    this.#setOptions("camera", ofKind("videoinput"));
+    return ofKind("videoinput").length;
   }
 
-  /** What the socket is told, as a `subscribe` or `configure` message. */
+  /** The message `subscribe` or `configure` with the settings of the session. */
   message(type, sampleRate) {
     return {
       type,
@@ -64,7 +68,7 @@ export class Settings {
       instructions: this.get("instructions") || null,
       voice: this.get("voice") || null,
       language: this.get("language") || null,
-      turn_detection: this.push ? null : { threshold: this.get("threshold"), silence_duration_ms: this.get("silence") },
+      turn_detection: this.pushToTalk ? null : { threshold: this.#threshold, silence_duration_ms: this.get("silence") },
       record: this.get("record"),
     };
   }
@@ -75,29 +79,30 @@ export class Settings {
     this.form.elements.token.focus();
   }
 
-  #options(name, options) {
+  /** Replace the options of a select element, and keep its choice where it still exists. */
+  #setOptions(name, options) {
     const select = this.form.elements[name];
-    const wanted = select.value || this.wished[name] || "";
-    select.replaceChildren(select.options[0], ...options.map(([value, label]) => new Option(label, value)));
-    select.value = wanted;
+    const value = select.value || this.stored[name] || "";
+    select.replaceChildren(select.options[0], ...options.map(([id, label]) => new Option(label, id)));
+    select.value = value;
     if (select.selectedIndex < 0) select.selectedIndex = 0;
   }
 
-  #label() {
-    const { threshold, silence } = this.form.elements;
-    document.getElementById("threshold-out").value = `at ${Math.round(threshold.value * 100)} %`;
+  #showRanges() {
+    const { sensitivity, silence } = this.form.elements;
+    document.getElementById("sensitivity-out").value = `${Math.round(sensitivity.value * 100)} %`;
     document.getElementById("silence-out").value = `${silence.value} ms`;
   }
 
   #load() {
     const { elements } = this.form;
     try {
-      this.wished = JSON.parse(localStorage.getItem(STORE)) ?? {};
-      elements.token.value = sessionStorage.getItem(TOKEN) ?? "";
+      this.stored = JSON.parse(localStorage.getItem(STORAGE_KEY)) ?? {};
+      elements.token.value = sessionStorage.getItem(TOKEN_KEY) ?? "";
     } catch {
-      return; // Storage is switched off.
+      return; // Storage is disabled.
     }
-    for (const [name, value] of Object.entries(this.wished)) {
+    for (const [name, value] of Object.entries(this.stored)) {
       const field = elements[name];
       if (!field || name === "token") continue;
       if (field.type === "checkbox") field.checked = value;
@@ -108,29 +113,29 @@ export class Settings {
 
   #save() {
     const names = [...new Set([...this.form.elements].map((field) => field.name))].filter((n) => n && n !== "token");
-    for (const name of names) this.wished[name] = this.get(name);
+    for (const name of names) this.stored[name] = this.get(name);
     try {
-      localStorage.setItem(STORE, JSON.stringify(this.wished));
-      sessionStorage.setItem(TOKEN, this.token);
+      localStorage.setItem(STORAGE_KEY, JSON.stringify(this.stored));
+      sessionStorage.setItem(TOKEN_KEY, this.token);
     } catch {
-      // They last as long as the page, then.
+      // Storage is disabled: the settings last as long as the page.
     }
   }
 }
 
-/** A choice that the page makes beside the dialog. */
-export function kept(name) {
+/** A stored choice outside of the dialog, or null. */
+export function load(name) {
   try {
-    return localStorage.getItem(`${STORE}-${name}`);
+    return localStorage.getItem(`${STORAGE_KEY}-${name}`);
   } catch {
     return null;
   }
 }
 
-export function keep(name, value) {
+export function save(name, value) {
   try {
-    localStorage.setItem(`${STORE}-${name}`, value);
+    localStorage.setItem(`${STORAGE_KEY}-${name}`, value);
   } catch {
-    // It lasts as long as the page.
+    // Storage is disabled: the choice lasts as long as the page.
   }
 }

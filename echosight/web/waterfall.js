@@ -1,35 +1,35 @@
-// The waterfall of a turn: when each stage was reached after the end of speech, as bars in a table.
+// The waterfall of a response: when each stage was reached after the end of the user's speech, as bars in a table.
 
 const STAGES = [
-  ["endpoint", "endpoint", "The server was sure that you had finished"],
-  ["transcript", "transcript", "What you said was written down"],
-  ["first_text", "first text", "The model had its first word"],
-  ["first_audio", "first audio", "The first sound was made"],
-  ["heard", "heard", "You heard it"],
+  ["endpoint", "endpoint", "The server detected the end of your turn"],
+  ["transcript", "transcript", "Your speech was transcribed"],
+  ["first_text", "first text", "The model produced its first text"],
+  ["first_audio", "first audio", "The first audio was synthesized"],
+  ["heard", "heard", "The first audio was played"],
 ];
 
-/** A table of the stages that are known; `reached` maps their names to ms. */
-export function waterfall(reached) {
+/** A table of the stages that were reached: {name of the stage: ms}. */
+export function waterfallTable(reached) {
   const table = document.createElement("table");
   table.className = "waterfall";
-  const known = STAGES.filter(([stage]) => reached[stage] != null);
-  const end = Math.max(1, ...known.map(([stage]) => reached[stage]));
+  const stages = STAGES.filter(([stage]) => reached[stage] != null);
+  const lastMs = Math.max(1, ...stages.map(([stage]) => reached[stage]));
   const caption = table.createCaption();
   caption.textContent = reached.heard != null ? `Heard ${format(reached.heard)} after you finished` : "After you finished";
   const body = table.createTBody();
-  let from = 0;
-  for (const [stage, label, meaning] of known) {
+  let startMs = 0;
+  for (const [stage, label, description] of stages) {
     const ms = Math.max(0, reached[stage]);
-    body.append(row(stage, label, meaning, Math.min(from, ms), ms, end));
-    from = Math.max(from, ms);
+    body.append(row(stage, label, description, Math.min(startMs, ms), ms, lastMs));
+    startMs = Math.max(startMs, ms);
   }
   return table;
 }
 
-function row(stage, label, meaning, from, ms, end) {
+function row(stage, label, description, startMs, ms, lastMs) {
   const tr = document.createElement("tr");
   tr.dataset.stage = stage;
-  tr.title = meaning;
+  tr.title = description;
   const th = document.createElement("th");
   th.scope = "row";
   th.textContent = label;
@@ -37,8 +37,8 @@ function row(stage, label, meaning, from, ms, end) {
   bar.className = "bar";
   bar.setAttribute("aria-hidden", "true");
   const fill = document.createElement("i");
-  fill.style.left = `${(100 * from) / end}%`;
-  fill.style.width = `${(100 * (ms - from)) / end}%`;
+  fill.style.left = `${(100 * startMs) / lastMs}%`;
+  fill.style.width = `${(100 * (ms - startMs)) / lastMs}%`;
   bar.append(fill);
   const number = document.createElement("td");
   number.className = "ms";

@@ -1,6 +1,6 @@
-"""A wire is one client dialect: messages to input events, output events to messages.
+"""A wire is one client dialect: messages become input events, output events become messages.
 
-A wire does no I/O, reads no clock and starts no task, so a whole dialogue can be tested as a list.
+A wire does no I/O, reads no clock and starts no task, so a test can write a whole dialogue as a list.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ Message = str | bytes
 
 
 class Wire(Protocol):
+    """One connection's dialect. It keeps no session options: the session answers each change with all of them."""
+
     client_event_id: str | None
-    """The client's own id of the message that is being received, to be named in an error."""
+    """The client's own id of the message that was received last, for the error that it may cause."""
 
     def receive(self, message: Message) -> Iterable[Input]:
-        """The inputs a message stands for. Raises `WireError` if it is not of this dialect; then it has no effect."""
+        """The inputs of a text or binary message.
+
+        Raises `WireError`, or `InputError` for media that cannot be read; then the message has no effect.
+        """
 
     def send(self, event: Output) -> Iterable[Message]:
-        """The messages that tell the client of an event; none where the dialect has no word for it."""
+        """The messages that an event becomes; none where the dialect has no message for it."""

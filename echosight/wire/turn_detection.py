@@ -1,12 +1,15 @@
-"""Choices that several dialects spell alike: how turns are detected."""
+"""``turn_detection``, which several dialects spell alike: the changes that a client makes, and the fields it sees."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, cast
 
 from echosight.errors import WireError
-from echosight.options import AGGRESSIVENESS, TurnDetectionOptions
+from echosight.options import AGGRESSIVENESS, TurnDetectionChanges, TurnDetectionOptions
+
+Json = dict[str, Any]
 
 _RANGES: dict[str, tuple[str, float, float]] = {
     "threshold": ("threshold", 0.0, 1.0),
@@ -25,71 +28,112 @@ _ECHOSIGHT_RANGES: dict[str, tuple[str, float, float]] = {
     "max_turn_ms": ("max_turn_ms", 1_000, 600_000),
 }
 _SWITCHES = ("create_response", "interrupt_response")
-_KINDS = ("server_vad", "semantic_vad")
+_TYPES = ("server_vad", "semantic_vad")
 
 EAGERNESS: dict[str, tuple[int, int]] = {"low": (800, 8_000), "medium": (500, 4_000), "high": (300, 2_000)}
-"""How long a silence ends a turn that sounds finished, and one that does not, in ms."""
+"""(silence if the text sounds complete, silence otherwise), ms."""
+
+_OPTIONS = {
+    **{field: option for field, (option, _, _) in (_RANGES | _BRIDGE_RANGES).items()},
+    **{field: field for field in ("idle_timeout_ms", *_SWITCHES)},
+}
+"""Fields of the Realtime dialects that show an option as it is."""
 
 
-def turn_options(
+def detection_changes(
     data: Any,
-    base: TurnDetectionOptions,
     param: str = "turn_detection",
     *,
+    kind: str | None = None,
     bridge: bool = False,
     echosight: bool = False,
-) -> TurnDetectionOptions | None:
-    """The Realtime protocol's ``turn_detection``; None (JSON null) means turns are committed by hand.
+) -> TurnDetectionChanges:
+    """The options that the Realtime protocol's ``turn_detection`` names, and no others.
 
-    `bridge` and `echosight`: with the words that these dialects add to it. Raises `WireError` naming the field at
-    fault.
+    `kind` is the type of detection where `data` names none. `bridge` and `echosight` accept the fields that these
+    dialects add. Raises `WireError` that names the field at fault.
     """
-    if data is None:
-        return None
     if not isinstance(data, dict):
         raise WireError(f"{param} must be an object or null", code="invalid_type", param=param)
-    kind = data.get("type", "server_vad")
-    if kind not in _KINDS:
-        supported = " and ".join(f"'{name}'" for name in _KINDS)
+    kind = data.get("type", kind)
+    if "type" in data and kind not in _TYPES:
+        supported = " and ".join(f"'{name}'" for name in _TYPES)
         raise WireError(
             f"Invalid value: '{kind}'. Supported values are: {supported}.", code="invalid_value", param=f"{param}.type"
         )
+    changes: Json = {}
+    if kind == "semantic_vad" and "eagerness" in data:
+        changes |= _endpointing_delays(data["eagerness"], f"{param}.eagerness")
     ranges = _RANGES | (_BRIDGE_RANGES if bridge else {}) | (_ECHOSIGHT_RANGES if echosight else {})
-    changes: dict[str, Any] = {"idle_timeout_ms": None, "max_endpointing_delay_ms": 0}
-    if kind == "semantic_vad":
-        changes |= _patience(data.get("eagerness", "auto"), f"{param}.eagerness")
-    for key, value in data.items():
-        if key in ranges:
-            name, low, high = ranges[key]
-            changes[name] = _number(value, low, high, f"{param}.{key}")
-        elif bridge and key == "aggressiveness":
-            changes["threshold"] = AGGRESSIVENESS[round(_number(value, 0, 3, f"{param}.{key}"))]
-        elif key == "idle_timeout_ms":
-            changes["idle_timeout_ms"] = None if value is None else _number(value, 100, 3_600_000, f"{param}.{key}")
-        elif key in _SWITCHES:
-            if not isinstance(value, bool):
-                raise WireError(f"{param}.{key} must be true or false", code="invalid_type", param=f"{param}.{key}")
-            changes[key] = value
-        elif key not in ("type", "eagerness"):
-            raise WireError(f"Unknown parameter: '{param}.{key}'.", code="unknown_parameter", param=f"{param}.{key}")
-    for name, value in changes.items():
-        if name.endswith("_ms") and value is not None:
-            changes[name] = round(value)
-    return replace(base, **changes)
+    for field, value in data.items():
+        if field in ranges:
+            option, low, high = ranges[field]
+            number = _require_number(value, low, high, f"{param}.{field}")
+            changes[option] = round(number) if option.endswith("_ms") else number
+        elif bridge and field == "aggressiveness":
+            changes["threshold"] = AGGRESSIVENESS[round(_require_number(value, 0, 3, f"{param}.{field}"))]
+        elif field not in ("type", "eagerness"):
+            changes[field] = _read_other(field, value, f"{param}.{field}")
+    return cast(TurnDetectionChanges, changes)
 
 
-def _patience(eagerness: Any, param: str) -> dict[str, int]:
+def _read_other(field: str, value: Any, param: str) -> int | bool | None:
+    """A field that has the name of its option."""
+    if field == "idle_timeout_ms":
+        return None if value is None else round(_require_number(value, 100, 3_600_000, param))
+    if field not in _SWITCHES:
+        raise WireError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
+    if not isinstance(value, bool):
+        raise WireError(f"{param} must be true or false", code="invalid_type", param=param)
+    return value
+
+
+def default_changes(names: Iterable[str], defaults: TurnDetectionOptions) -> TurnDetectionChanges:
+    """Changes that set the options of these Realtime fields to `defaults`."""
+    options = {_OPTIONS[name] for name in names if name in _OPTIONS}
+    return cast(TurnDetectionChanges, {option: getattr(defaults, option) for option in options})
+
+
+def all_changes(options: TurnDetectionOptions) -> TurnDetectionChanges:
+    """Changes that set every option."""
+    return cast(TurnDetectionChanges, asdict(options))
+
+
+def detection_json(options: TurnDetectionOptions | None, chosen: Json) -> Json | None:
+    """``turn_detection`` as Realtime clients see it: every option in force, by the fields of its type.
+
+    `chosen` holds what the client has named since it chose the type; its fields are shown too. Every default is
+    included, because one client sends its own cancel where a field is missing.
+    """
+    if options is None:
+        return None
+    fields = ["threshold", "prefix_padding_ms", "silence_duration_ms", "idle_timeout_ms", *_SWITCHES]
+    shown: Json = {"type": chosen.get("type", "server_vad")}
+    if shown["type"] == "semantic_vad":
+        shown["eagerness"] = chosen.get("eagerness", "auto")
+        fields = [*_SWITCHES]
+    for field in dict.fromkeys([*fields, *chosen]):
+        if field in _OPTIONS:
+            shown[field] = getattr(options, _OPTIONS[field])
+        elif field == "aggressiveness" and AGGRESSIVENESS[round(chosen[field])] != options.threshold:
+            continue  # the client has set the threshold itself since then
+        elif field not in shown:
+            shown[field] = chosen[field]
+    return shown
+
+
+def _endpointing_delays(eagerness: Any, param: str) -> TurnDetectionChanges:
     name = "medium" if eagerness in ("auto", None) else eagerness
     if not isinstance(name, str) or name not in EAGERNESS:
         supported = ", ".join(f"'{known}'" for known in (*EAGERNESS, "auto"))
         raise WireError(
             f"Invalid value: '{eagerness}'. Supported values are: {supported}.", code="invalid_value", param=param
         )
-    silence_ms, patience_ms = EAGERNESS[name]
-    return {"min_endpointing_delay_ms": silence_ms, "max_endpointing_delay_ms": patience_ms}
+    min_delay_ms, max_delay_ms = EAGERNESS[name]
+    return {"min_endpointing_delay_ms": min_delay_ms, "max_endpointing_delay_ms": max_delay_ms}
 
 
-def _number(value: Any, low: float, high: float, param: str) -> float:
+def _require_number(value: Any, low: float, high: float, param: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise WireError(f"{param} must be a number", code="invalid_type", param=param)
     if not low <= value <= high:

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from echosight.engines.runtime.http_client import PermanentError
 from echosight.engines.runtime.retries import TransientError
-from echosight.engines.stt.deepgram import DeepgramSTT, create_stt
-from echosight.engines.tts.deepgram import create_tts
+from echosight.engines.stt.deepgram import DeepgramSTT, make_stt
+from echosight.engines.tts.deepgram import make_tts
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
@@ -36,7 +36,7 @@ def settings_for(port: int) -> Settings:
 
 @pytest.fixture
 async def deepgram(service: Service) -> AsyncIterator[DeepgramSTT]:
-    stt = create_stt(None, settings_for(service.port))
+    stt = make_stt(None, settings_for(service.port))
     await stt.start()
     service.paths.clear()
     service.keys.clear()
@@ -149,7 +149,7 @@ async def test_a_message_that_is_no_transcript_is_a_failure(
 async def test_where_no_server_listens_start_and_finalize_fail(pauses: list[float]) -> None:
     async with upstream() as gone:
         settings = settings_for(gone.port)
-    stt = create_stt(None, settings)
+    stt = make_stt(None, settings)
     with pytest.raises(SetupError, match="cannot be reached"):
         await stt.start()
     stream = stt.open()
@@ -164,7 +164,7 @@ async def test_the_tts_streams_speech(pauses: list[float]) -> None:
         server.on(
             "/v1/speak", answer({}, 405), answer({"err_msg": "later"}, 503), body(SECOND, kind="audio/l16;rate=24000")
         )
-        tts = create_tts(None, settings_for(server.port))
+        tts = make_tts(None, settings_for(server.port))
         await tts.start()
         chunks = [chunk async for chunk in tts.synthesize("Hello.", GenerateOptions(voice="aura-2-apollo-en"))]
         await tts.close()
@@ -178,6 +178,6 @@ async def test_the_tts_streams_speech(pauses: list[float]) -> None:
 
 def test_a_key_is_needed() -> None:
     no_key: Any = {"deepgram_api_key": None}
-    for create in (create_stt, create_tts):
+    for create in (make_stt, make_tts):
         with pytest.raises(SetupError, match="set DEEPGRAM_API_KEY"):
             create(None, Settings(**no_key))

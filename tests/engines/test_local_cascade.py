@@ -10,11 +10,11 @@ import pytest
 from echosight.conversation import AudioPart, Conversation, UserTurn
 from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.llm.transformers.chat import TransformersLLM, build_author
+from echosight.engines.llm.transformers.chat import TransformersLLM, build_generator
 from echosight.engines.stt.whisper import WhisperSTT
 from echosight.engines.stt.whisper_decoder import Decoder, HallucinationFilter
 from echosight.engines.stt.whisper_model import load_model
-from echosight.engines.tts.vits import create_tts
+from echosight.engines.tts.vits import make_tts
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 from tests.conftest import Flite
@@ -37,8 +37,8 @@ async def cascade(tmp_path: Path) -> AsyncIterator[Cascade]:
     no_filter = HallucinationFilter(no_speech=2, log_probability=-99, compression_ratio=999)
     engine = Cascade(
         WhisperSTT("whisper", lambda: Decoder(load_model(str(whisper)), no_filter)),
-        TransformersLLM("llama", lambda: build_author(str(folders[1])), seed=0),
-        create_tts(str(folders[2]), Settings()),
+        TransformersLLM("llama", lambda: build_generator(str(folders[1])), seed=0),
+        make_tts(str(folders[2]), Settings()),
     )
     await engine.start()
     yield engine

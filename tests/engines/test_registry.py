@@ -48,7 +48,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
 
         return SimpleNamespace(
-            **dict.fromkeys(("chat", "create_stt", "create_tts", "openai", "groq", "deepseek"), create)
+            **dict.fromkeys(("make_llm", "make_stt", "make_tts", "openai", "groq", "deepseek"), create)
         )
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", module)
@@ -142,8 +142,8 @@ def test_the_config_of_an_id_is_downloaded(
 def test_omni_models_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[str, str]] = []
 
-    def load_minicpmo(source: str, *, transcriber: STT | None) -> Any:
-        calls.append((source, transcriber.name if transcriber else "none"))
+    def load_minicpmo(source: str, *, stt: STT | None) -> Any:
+        calls.append((source, stt.name if stt else "none"))
         return calls
 
     monkeypatch.setattr("echosight.engines.minicpmo.engine.load", load_minicpmo)

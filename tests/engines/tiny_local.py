@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the models that run in this process, written as their makers publish them."""
+"""Writes tiny random checkpoints of the models that run in this process, in the layout of published ones."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ CHATML = (
 
 
 def _bpe() -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    bpe.train_from_iterator(
         CORPUS * 20, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     )
-    return made
+    return bpe
 
 
 def tokenizer(template: str | None = CHATML) -> Any:
-    made = transformers.PreTrainedTokenizerFast(
+    tok = transformers.PreTrainedTokenizerFast(
         tokenizer_object=_bpe(), eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
     specials = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    made.add_special_tokens({"additional_special_tokens": specials})
-    made.add_tokens([AddedToken(mark, special=False) for mark in ("<tool_call>", "</tool_call>")])
-    made.chat_template = template
-    return made
+    tok.add_special_tokens({"additional_special_tokens": specials})
+    tok.add_tokens([AddedToken(mark, special=False) for mark in ("<tool_call>", "</tool_call>")])
+    tok.chat_template = template
+    return tok
 
 
 def _save(folder: Path, model: Any, tok: Any) -> Path:

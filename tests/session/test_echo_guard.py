@@ -28,7 +28,7 @@ TIMES = [Word(300 * n, len(" ".join(ANSWER.split()[: n + 1]))) for n in range(le
         ("一杯茶", "要不要一杯茶"),
     ],
 )
-def test_repetitions(said: str, played: str) -> None:
+def test_a_transcript_that_repeats_what_was_played_is_found(said: str, played: str) -> None:
     assert repeats(said, played)
 
 
@@ -44,12 +44,12 @@ def test_repetitions(said: str, played: str) -> None:
         ("stop", ""),
     ],
 )
-def test_what_is_said_of_ones_own(said: str, played: str) -> None:
+def test_the_users_own_words_are_no_repetition(said: str, played: str) -> None:
     assert not repeats(said, played)
 
 
 @given(st.lists(st.sampled_from(ANSWER.split()), max_size=20), st.text(max_size=40))
-def test_everything_repeats_itself_and_nothing_repeats_silence(chosen: list[str], text: str) -> None:
+def test_every_text_repeats_itself_and_none_repeats_silence(chosen: list[str], text: str) -> None:
     said = " ".join(chosen)
     assert repeats(said, f"{text} {said}") == bool(chosen)
     assert not repeats(text, "")
@@ -57,10 +57,10 @@ def test_everything_repeats_itself_and_nothing_repeats_silence(chosen: list[str]
 
 def playing(at_ms: int) -> PlaybackTracker:
     """The answer, all of it sent, `at_ms` of it played."""
-    ledger = PlaybackTracker(ANSWER, TIMES, spoken_ms=3300)
-    ledger.complete = True
-    ledger.sent_speech(3300, 0)
-    ledger.played(at_ms)
+    ledger = PlaybackTracker(ANSWER, TIMES, duration_ms=3300)
+    ledger.text_complete = True
+    ledger.mark_audio_sent(3300, 0)
+    ledger.report_played(at_ms)
     return ledger
 
 
@@ -81,24 +81,24 @@ def turn(text: str | None, ms: int = 600) -> Item:
         (1800, None, False),
     ],
 )
-def test_only_what_sounds_during_the_turn_is_echo(at_ms: int, said: str | None, echo: bool) -> None:
+def test_only_words_played_during_the_turn_are_echo(at_ms: int, said: str | None, echo: bool) -> None:
     guard = EchoGuard()
-    guard.speech_began("user", playing(at_ms), now=0)
+    guard.speech_started("user", playing(at_ms), now=0)
     assert guard.is_echo(turn(said)) is echo
 
 
-def test_a_turn_is_judged_by_what_was_played_over_it_alone() -> None:
+def test_a_turn_is_compared_only_with_what_was_played_during_it() -> None:
     guard = EchoGuard()
     assert not guard.is_echo(turn("tea"))
-    guard.speech_began("earlier", playing(1800), now=0)
+    guard.speech_started("earlier", playing(1800), now=0)
     assert not guard.is_echo(turn("tea"))
-    guard.speech_began("user", playing(1800), now=0)
-    guard.speech_began("user", None, now=0)
+    guard.speech_started("user", playing(1800), now=0)
+    guard.speech_started("user", None, now=0)
     assert not guard.is_echo(turn("tea"))
 
 
 @pytest.mark.parametrize(("said", "outcome"), [("like a cup", "cancelled"), ("I would rather not", "completed")])
-async def test_a_session_does_not_answer_its_echo(said: str, outcome: str) -> None:
+async def test_a_session_does_not_respond_to_its_own_echo(said: str, outcome: str) -> None:
     engine = ScriptedEngine(answers=[words(ANSWER, 300), words("As you like")], transcripts=["a question", said])
     async with bench(engine) as b:
         await b.feed(quiet(320), loud(640), quiet(640))

@@ -7,7 +7,7 @@ import asyncio
 from echosight.events import Output, ResponseEnded, ResponseStarted, SpeechDelta, Synced, TextDelta, TranscriptUpdated
 from echosight.media import AudioChunk, Transcript
 from echosight.options import GenerateOptions
-from echosight.session.outbox import FLOOD_EVENTS, ROOM_BYTES, Outbox
+from echosight.session.outbox import HIGH_WATER_BYTES, MAX_EVENTS, Outbox
 
 
 def speech(turn: str = "t", size: int = 1000) -> SpeechDelta:
@@ -16,7 +16,10 @@ def speech(turn: str = "t", size: int = 1000) -> SpeechDelta:
 
 async def read_all(outbox: Outbox) -> list[Output]:
     outbox.close()
-    return [event async for event in outbox]
+    events: list[Output] = []
+    while (event := await outbox.get()) is not None:
+        events.append(event)
+    return events
 
 
 async def test_events_come_out_in_order() -> None:
@@ -27,9 +30,9 @@ async def test_events_come_out_in_order() -> None:
     assert [type(e).__name__ for e in await read_all(outbox)] == ["ResponseStarted", "TextDelta", "ResponseEnded"]
 
 
-async def test_a_full_box_holds_deltas_back_but_no_announcement() -> None:
+async def test_a_full_outbox_blocks_deltas_and_no_announcement() -> None:
     outbox = Outbox()
-    await outbox.put(speech(size=ROOM_BYTES))
+    await outbox.put(speech(size=HIGH_WATER_BYTES))
     waiting = asyncio.create_task(outbox.put(speech()))
     await asyncio.sleep(0)
     outbox.push(Synced("m", False))
@@ -39,24 +42,24 @@ async def test_a_full_box_holds_deltas_back_but_no_announcement() -> None:
     assert isinstance(await outbox.get(), Synced)
 
 
-async def test_dropping_a_turn_makes_room_and_keeps_the_rest() -> None:
+async def test_dropping_a_response_makes_space_and_keeps_the_rest() -> None:
     outbox = Outbox()
-    await outbox.put(speech("old", ROOM_BYTES))
+    await outbox.put(speech("old", HIGH_WATER_BYTES))
     waiting = asyncio.create_task(outbox.put(speech("new")))
     await asyncio.sleep(0)
     outbox.push(ResponseEnded("old", "cancelled"))
-    outbox.drop("old")
+    outbox.drop_response("old")
     await waiting
     assert [getattr(e, "response_id", None) for e in await read_all(outbox)] == ["old", "new"]
 
 
-async def test_a_client_that_never_reads_is_given_up() -> None:
+async def test_a_client_that_never_reads_overflows_the_outbox() -> None:
     outbox = Outbox()
-    for _ in range(FLOOD_EVENTS + 1):
+    for _ in range(MAX_EVENTS + 1):
         outbox.push(Synced("m", False))
     assert outbox.closed
-    assert outbox.flooded
-    assert len(outbox) == FLOOD_EVENTS
+    assert outbox.overflowed
+    assert len(outbox) == MAX_EVENTS
 
 
 async def test_unread_partial_transcripts_are_replaced() -> None:
@@ -69,27 +72,27 @@ async def test_unread_partial_transcripts_are_replaced() -> None:
     assert heard == ["go forward ten meters", "next"]
 
 
-async def test_a_reader_that_comes_late_gets_the_latest_turn_only() -> None:
+async def test_a_late_reader_gets_only_the_latest_response() -> None:
     outbox = Outbox()
     for turn, outcome in (("1", "cancelled"), ("2", "completed")):
         outbox.push(ResponseStarted(turn, GenerateOptions()))
         outbox.push(ResponseEnded(turn, outcome))  # type: ignore[arg-type]
-    outbox.rewind()
+    outbox.skip_to_latest_response()
     assert [e.response_id for e in await read_all(outbox) if isinstance(e, ResponseStarted | ResponseEnded)] == [
         "2",
         "2",
     ]
 
 
-async def test_a_stopped_turn_is_not_kept_for_a_late_reader() -> None:
+async def test_a_cancelled_response_is_not_kept_for_a_late_reader() -> None:
     outbox = Outbox()
     outbox.push(ResponseStarted("1", GenerateOptions()))
     outbox.push(ResponseEnded("1", "cancelled"))
-    outbox.rewind()
+    outbox.skip_to_latest_response()
     assert await read_all(outbox) == []
 
 
-async def test_a_waiting_reader_is_woken_by_closing() -> None:
+async def test_closing_wakes_a_waiting_reader() -> None:
     outbox = Outbox()
     reader = asyncio.create_task(outbox.get())
     await asyncio.sleep(0)

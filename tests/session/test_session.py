@@ -42,14 +42,14 @@ from echosight.events import (
 from echosight.media import ImageFrame, Transcript
 from echosight.options import TurnDetectionOptions
 from tests.fakes import ScriptedEngine, words
-from tests.rig import bench, loud, pieces_of, quiet
+from tests.rig import bench, chunks_of, loud, quiet
 
 LONG = "one two three four five six seven eight nine ten"
 FRAME = ImageFrame(b"picture", "image/jpeg", 4, 4)
 BY_HAND = {"turn_detection": None}
 
 
-async def test_a_spoken_turn_is_answered() -> None:
+async def test_a_spoken_turn_gets_a_response() -> None:
     async with bench() as b:
         await b.feed(quiet(320), loud(640), quiet(640))
         ended = await b.turn()
@@ -97,11 +97,11 @@ async def test_the_transcript_is_finished_in_the_pause_and_redone_if_speech_goes
 
 
 @pytest.mark.parametrize("ms", [1, 7, 20, 32, 100, 10_000])
-async def test_how_sound_is_cut_into_pieces_changes_nothing(ms: int) -> None:
+async def test_the_size_of_audio_chunks_changes_nothing(ms: int) -> None:
     async def log(size: int) -> list[Output]:
         async with bench() as b:
             for part in (quiet(96), loud(500), quiet(700)):
-                for piece in pieces_of(part, size):
+                for piece in chunks_of(part, size):
                     await b.feed(piece)
             await b.turn()
             audio = b.session.conversation.items[0].audio
@@ -111,7 +111,7 @@ async def test_how_sound_is_cut_into_pieces_changes_nothing(ms: int) -> None:
     assert await log(ms) == await log(32)
 
 
-async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard() -> None:
+async def test_speech_over_the_response_stops_the_model_and_keeps_what_was_played() -> None:
     engine = ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(loud(320), quiet(640))
@@ -138,7 +138,7 @@ async def test_speaking_over_the_answer_stops_the_model_and_keeps_what_was_heard
         assert [i.text for i in engine.asked[1].items] == ["what was said", "one two three", "what was said"]
 
 
-async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> None:
+async def test_speech_over_a_complete_response_that_still_plays_cuts_it() -> None:
     async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).outcome == "completed"
@@ -149,7 +149,7 @@ async def test_speaking_while_a_finished_answer_still_plays_cuts_it_too() -> Non
         assert b.session.conversation.items[1].text == cut.text
 
 
-async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
+async def test_a_response_that_was_played_to_its_end_stays_whole() -> None:
     async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
@@ -160,7 +160,7 @@ async def test_an_answer_that_was_heard_to_its_end_stays_whole() -> None:
         assert not b.of(ItemTruncated)
 
 
-async def test_what_the_client_says_it_played_counts() -> None:
+async def test_what_the_client_reports_as_played_counts() -> None:
     async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
@@ -169,7 +169,7 @@ async def test_what_the_client_says_it_played_counts() -> None:
         assert (await b.until(ItemTruncated)).text == "one two"
 
 
-async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -> None:
+async def test_without_interrupt_response_the_next_turn_waits_for_the_response() -> None:
     engine = ScriptedEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
     async with bench(engine, turn_detection=TurnDetectionOptions(interrupt_response=False)) as b:
         await b.feed(loud(320), quiet(640))
@@ -185,7 +185,7 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_answer() -
         assert [i.text for i in engine.asked[1].items][-1] == "what was said"
 
 
-async def test_a_stranger_to_the_turn_cannot_make_two_answers_at_once() -> None:
+async def test_a_second_request_is_refused_or_interrupts_the_first() -> None:
     async with bench(ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         with pytest.raises(InputError) as refused:
@@ -195,7 +195,7 @@ async def test_a_stranger_to_the_turn_cannot_make_two_answers_at_once() -> None:
         assert (await b.turn()).reason == "client_cancelled"
 
 
-async def test_stopping_when_nothing_is_said() -> None:
+async def test_cancelling_when_no_response_is_active() -> None:
     async with bench() as b:
         await b.feed(Cancel())
         with pytest.raises(InputError) as refused:
@@ -203,7 +203,7 @@ async def test_stopping_when_nothing_is_said() -> None:
         assert refused.value.code == "response_cancel_not_active"
 
 
-async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
+async def test_an_engine_that_fails_ends_its_response_and_no_more() -> None:
     engine = ScriptedEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
     async with bench(engine) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
@@ -214,14 +214,14 @@ async def test_an_engine_that_breaks_ends_its_turn_and_no_more() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-async def test_a_defect_in_an_engine_is_told_without_its_inside() -> None:
+async def test_an_unexpected_exception_of_an_engine_is_hidden_from_the_client() -> None:
     async with bench(ScriptedEngine([[RuntimeError("secret")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.error) == ("failed", "The engine failed")
 
 
-async def test_speech_that_cannot_be_transcribed_fails_the_turn_with_a_reason() -> None:
+async def test_speech_that_cannot_be_transcribed_fails_the_response_with_a_reason() -> None:
     async with bench(ScriptedEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).error == "no ears"
@@ -238,7 +238,7 @@ async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
         assert [h.transcript.text for h in b.of(TranscriptUpdated) if h.transcript.final] == ["first", "second"]
 
 
-async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
+async def test_transcripts_come_in_the_order_of_the_turns() -> None:
     class Slow(ScriptedEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             transcript = await super().finalize_transcript(conversation, turn)
@@ -252,7 +252,7 @@ async def test_transcripts_are_told_in_the_order_of_the_turns() -> None:
         assert [h.transcript.text for h in b.of(TranscriptUpdated) if h.transcript.final] == ["first", "second"]
 
 
-async def test_a_guess_belongs_to_its_own_turn() -> None:
+async def test_a_speculative_transcript_belongs_to_its_own_turn() -> None:
     async with bench(ScriptedEngine(transcripts=["spoken", "added"])) as b:
         await b.feed(loud(320), quiet(256))
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),), "mine")))
@@ -262,7 +262,7 @@ async def test_a_guess_belongs_to_its_own_turn() -> None:
         assert b.session.conversation.items[0].text == "added"
 
 
-async def test_turns_by_hand() -> None:
+async def test_turns_committed_by_the_client() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(200), quiet(2000), CommitInput())
         await b.until(InputCommitted)
@@ -275,7 +275,7 @@ async def test_turns_by_hand() -> None:
         assert not b.of(SpeechStarted)
 
 
-async def test_a_commit_of_too_little_is_refused_and_loses_nothing() -> None:
+async def test_a_commit_of_too_little_audio_is_refused_and_loses_nothing() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(50))
         with pytest.raises(InputError) as refused:
@@ -285,7 +285,7 @@ async def test_a_commit_of_too_little_is_refused_and_loses_nothing() -> None:
         await b.feed(loud(50), CommitInput(min_audio_ms=100))
 
 
-async def test_a_turn_by_hand_has_an_end() -> None:
+async def test_a_turn_without_commit_has_a_longest_duration() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(quiet(599_000), loud(1_000))
         with pytest.raises(InputError) as refused:
@@ -294,14 +294,14 @@ async def test_a_turn_by_hand_has_an_end() -> None:
         await b.feed(CommitInput(), loud(1))
 
 
-async def test_clearing_forgets_the_turn_in_progress() -> None:
+async def test_clearing_drops_the_turn_in_progress() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(500), ClearInput())
         with pytest.raises(InputError):
             await b.feed(CommitInput())
 
 
-async def test_pictures_belong_to_the_turn_they_came_with() -> None:
+async def test_images_belong_to_the_turn_they_came_with() -> None:
     async with bench() as b:
         await b.feed(Image(ImageFrame(b"old", "image/jpeg", 4, 4)), Image(FRAME), loud(320), Image(FRAME), quiet(640))
         await b.turn()
@@ -341,7 +341,7 @@ async def test_a_function_call_is_an_item_of_its_own() -> None:
         assert (call.name, call.arguments) == ("look", '{"at":"it"}')  # type: ignore[union-attr]
 
 
-async def test_a_token_limit_makes_the_answer_incomplete() -> None:
+async def test_a_token_limit_makes_the_response_incomplete() -> None:
     async with bench(ScriptedEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
@@ -349,7 +349,7 @@ async def test_a_token_limit_makes_the_answer_incomplete() -> None:
         assert b.session.conversation.items[1].text == "half a"
 
 
-async def test_an_answer_out_of_band_leaves_no_trace() -> None:
+async def test_a_response_out_of_band_leaves_no_trace() -> None:
     async with bench() as b:
         question = Item("user", (TextPart("aside"),))
         await b.feed(CreateResponse(conversation=False, input=(question,), metadata={"topic": "x"}))
@@ -361,7 +361,7 @@ async def test_an_answer_out_of_band_leaves_no_trace() -> None:
         assert b.engine.released == [b.engine.asked[0].id]
 
 
-async def test_items_by_hand() -> None:
+async def test_items_added_and_deleted_by_the_client() -> None:
     async with bench() as b:
         item = Item("user", (TextPart("hello"),), "mine")
         await b.feed(AddItem(item), RetrieveItem("mine"))
@@ -379,7 +379,7 @@ async def test_items_by_hand() -> None:
         assert b.session.conversation.items == []
 
 
-async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() -> None:
+async def test_speech_in_an_added_item_is_transcribed_before_the_response() -> None:
     async with bench() as b:
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),))), CreateResponse())
         await b.turn()
@@ -387,7 +387,7 @@ async def test_speech_in_an_added_item_is_transcribed_before_it_is_answered() ->
 
 
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
-async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
+async def test_truncation_keeps_no_word_that_had_not_begun(ms: int) -> None:
     async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
@@ -401,7 +401,7 @@ async def test_truncation_leaves_no_word_that_had_not_begun(ms: int) -> None:
             await b.feed(Truncate(item.id, 1500))
 
 
-async def test_marks_come_back_in_order_and_know_of_the_answer() -> None:
+async def test_syncs_come_back_in_order_and_know_whether_a_response_is_generated() -> None:
     async with bench(ScriptedEngine(gate=asyncio.Semaphore(0))) as b:
         await b.feed(Sync("before"), Text("hi"), CommitInput(), CreateResponse(), Sync("after"))
         await b.until(Synced)
@@ -409,7 +409,7 @@ async def test_marks_come_back_in_order_and_know_of_the_answer() -> None:
         assert [(m.tag, m.generating) for m in b.of(Synced)] == [("before", False), ("after", True)]
 
 
-async def test_reset_forgets_the_conversation() -> None:
+async def test_reset_deletes_the_conversation() -> None:
     async with bench() as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
@@ -425,13 +425,13 @@ async def test_closing_ends_everything() -> None:
         await b.until(ResponseStarted)
         await asyncio.sleep(0)
     assert engine.released == [b.session.conversation.id]
-    assert b.session.outbox.closed
-    rest = [event async for event in b.session.outbox]
+    assert b.session.closed
+    rest = [event async for event in b.session.events()]
     assert [e.outcome for e in rest if isinstance(e, ResponseEnded)] == ["cancelled"]
     assert not [e for e in rest if isinstance(e, TextDelta)]
 
 
-async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
+async def test_the_waterfall_comes_with_the_end_of_the_response() -> None:
     async with bench() as b:
         await b.feed(loud(320))
         b.clock.now += 0.4
@@ -447,7 +447,7 @@ async def test_the_waterfall_is_told_with_the_end_of_the_turn() -> None:
         assert ended.providers == ("fake",)
 
 
-async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -> None:
+async def test_an_item_id_may_be_reused_while_its_speech_is_transcribed() -> None:
     class Pair(ScriptedEngine):
         """As a transcriber with an utterance of each name: who asks for it twice at once waits for ever."""
 
@@ -480,7 +480,7 @@ async def test_an_item_may_come_again_under_its_name_while_it_is_transcribed() -
         assert [heard.transcript.text for heard in b.of(TranscriptUpdated)] == ["300 ms"]
 
 
-async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
+async def test_the_id_of_the_pending_turn_is_taken() -> None:
     async with bench() as b:
         await b.feed(loud(320))
         begun = await b.until(SpeechStarted)
@@ -490,12 +490,12 @@ async def test_the_name_of_the_turn_that_goes_on_is_taken() -> None:
         assert (await b.until(InputCommitted)).item_id == begun.item_id
 
 
-async def test_whoever_plays_the_answer_says_how_much_was_heard() -> None:
+async def test_a_player_in_the_server_reports_what_was_played() -> None:
     async with bench(ScriptedEngine([words("one two three")])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         (item,) = (await b.turn()).items
         b.clock.now += 10
-        b.session.played(item.id, 110.0)
+        b.session.report_played(item.id, 110.0)
         await b.feed(loud(320))
         cut = await b.until(ItemTruncated)
         assert (cut.audio_ms, cut.text) == (110, "one two")

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from echosight.media import AudioChunk
 from echosight.options import TurnDetectionOptions
-from echosight.turns.detector import Signal, SpeechBegan, SpeechEnded, SpeechPaused, SpeechResumed, TurnDetector
+from echosight.turns.detector import TurnDetector, TurnSignal, VadSignal
 from echosight.turns.vad import WINDOW_BYTES, BatchedVad
 from vad_utils import WINDOW, Samples, SileroVADModel, VadState, default_model
 
 SPEECH, SILENCE = 0.9, 0.1
 
 
-def detect(probabilities: Iterable[float], options: TurnDetectionOptions | None = None) -> list[Signal]:
+def detect(probabilities: Iterable[float], options: TurnDetectionOptions | None = None) -> list[TurnSignal]:
     detector = TurnDetector(options or TurnDetectionOptions())
     return [signal for probability in probabilities for signal in detector.push(probability)]
 
@@ -36,11 +36,11 @@ def at(windows: int) -> int:
 def test_a_turn_with_a_pause() -> None:
     signals = detect([SILENCE] * 20 + [SPEECH] * 10 + [SILENCE] * 6 + [SPEECH] * 3 + [SILENCE] * 12)
     assert signals == [
-        SpeechBegan(at(20) - 4800),
-        SpeechPaused(at(30)),
-        SpeechResumed(at(36)),
-        SpeechPaused(at(39)),
-        SpeechEnded(at(39)),
+        TurnSignal(VadSignal.START, at(20) - 4800),
+        TurnSignal(VadSignal.PAUSE, at(30)),
+        TurnSignal(VadSignal.RESUME, at(36)),
+        TurnSignal(VadSignal.PAUSE, at(39)),
+        TurnSignal(VadSignal.END, at(39)),
     ]
 
 
@@ -50,42 +50,51 @@ def test_a_turn_ends_in_the_window_that_completes_the_silence() -> None:
         detector.push(SPEECH)
     assert detector.speaking
     for _ in range(11):
-        assert SpeechEnded(at(5)) not in detector.push(SILENCE)
-    assert detector.push(SILENCE) == (SpeechEnded(at(5)),)
+        assert TurnSignal(VadSignal.END, at(5)) not in detector.push(SILENCE)
+    assert detector.push(SILENCE) == (TurnSignal(VadSignal.END, at(5)),)
     assert not detector.speaking and detector.position == at(17)
 
 
 @pytest.mark.parametrize(("min_speech_ms", "windows"), [(0, 1), (32, 1), (33, 2), (64, 2), (96, 3), (250, 8)])
-def test_a_sound_shorter_than_speech_is_no_turn(min_speech_ms: int, windows: int) -> None:
+def test_a_sound_shorter_than_min_speech_is_no_turn(min_speech_ms: int, windows: int) -> None:
     options = TurnDetectionOptions(min_speech_ms=min_speech_ms)
     assert detect(([SPEECH] * (windows - 1) + [SILENCE]) * 5, options) == []
-    assert detect([SPEECH] * windows, options) == [SpeechBegan(0)]
+    assert detect([SPEECH] * windows, options) == [TurnSignal(VadSignal.START, 0)]
 
 
 def test_hysteresis() -> None:
     between = 0.4
     assert detect([between] * 50) == []
-    assert detect([SPEECH] * 2 + [between] * 100) == [SpeechBegan(0)]
+    assert detect([SPEECH] * 2 + [between] * 100) == [TurnSignal(VadSignal.START, 0)]
     faded = detect([SPEECH] * 2 + [SILENCE] + [between] * 11)
-    assert faded == [SpeechBegan(0), SpeechPaused(at(2)), SpeechEnded(at(2))]
+    assert faded == [
+        TurnSignal(VadSignal.START, 0),
+        TurnSignal(VadSignal.PAUSE, at(2)),
+        TurnSignal(VadSignal.END, at(2)),
+    ]
 
 
 def test_the_padding_never_reaches_into_the_last_turn() -> None:
     options = TurnDetectionOptions(min_endpointing_delay_ms=64, speculation_delay_ms=1000)
     signals = detect([SPEECH] * 3 + [SILENCE] * 3 + [SPEECH] * 3 + [SILENCE] * 2, options)
-    assert signals == [SpeechBegan(0), SpeechEnded(at(3)), SpeechBegan(at(3)), SpeechEnded(at(9))]
+    assert signals == [
+        TurnSignal(VadSignal.START, 0),
+        TurnSignal(VadSignal.END, at(3)),
+        TurnSignal(VadSignal.START, at(3)),
+        TurnSignal(VadSignal.END, at(9)),
+    ]
 
 
-def test_speech_without_end_is_cut_without_loss() -> None:
+def test_endless_speech_is_cut_without_loss() -> None:
     signals = detect([SPEECH] * 100, TurnDetectionOptions(max_turn_ms=960))
     assert signals == [
-        SpeechBegan(0),
-        SpeechEnded(at(30), forced=True),
-        SpeechBegan(at(30)),
-        SpeechEnded(at(60), forced=True),
-        SpeechBegan(at(60)),
-        SpeechEnded(at(90), forced=True),
-        SpeechBegan(at(90)),
+        TurnSignal(VadSignal.START, 0),
+        TurnSignal(VadSignal.END, at(30), forced=True),
+        TurnSignal(VadSignal.START, at(30)),
+        TurnSignal(VadSignal.END, at(60), forced=True),
+        TurnSignal(VadSignal.START, at(60)),
+        TurnSignal(VadSignal.END, at(90), forced=True),
+        TurnSignal(VadSignal.START, at(90)),
     ]
 
 
@@ -95,22 +104,26 @@ def test_options_may_change_within_a_turn() -> None:
         detector.push(probability)
     assert detector.speaking
     detector.options = replace(detector.options, min_endpointing_delay_ms=320)
-    assert detector.push(SILENCE) == (SpeechEnded(at(3)),)
+    assert detector.push(SILENCE) == (TurnSignal(VadSignal.END, at(3)),)
 
 
-def test_reset_forgets_the_turn_and_what_was_before() -> None:
+def test_reset_drops_the_turn_and_its_pre_roll() -> None:
     detector = TurnDetector(TurnDetectionOptions())
     for _ in range(5):
         detector.push(SPEECH)
     detector.reset()
     assert not detector.speaking
-    assert [*detector.push(SPEECH), *detector.push(SPEECH)] == [SpeechBegan(at(5))]
+    assert [*detector.push(SPEECH), *detector.push(SPEECH)] == [TurnSignal(VadSignal.START, at(5))]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
 def test_every_threshold_lets_a_turn_begin_and_end(threshold: float) -> None:
     signals = detect([0.004] * 5 + [0.997] * 5 + [0.004] * 20, TurnDetectionOptions(threshold=threshold))
-    assert signals == [SpeechBegan(at(5) - 2560), SpeechPaused(at(10)), SpeechEnded(at(10))]
+    assert signals == [
+        TurnSignal(VadSignal.START, at(5) - 2560),
+        TurnSignal(VadSignal.PAUSE, at(10)),
+        TurnSignal(VadSignal.END, at(10)),
+    ]
 
 
 options_of_all_kinds = st.builds(
@@ -139,19 +152,19 @@ def test_signals_alternate_and_positions_never_go_back(
             speaking, paused, last = False, False, detector.position
         else:
             for signal in detector.push(step):
-                assert last <= signal.at <= detector.position
-                last = signal.at
+                assert last <= signal.sample <= detector.position
+                last = signal.sample
                 match signal:
-                    case SpeechBegan():
+                    case TurnSignal(VadSignal.START):
                         assert not speaking
                         speaking, paused = True, False
-                    case SpeechPaused():
+                    case TurnSignal(VadSignal.PAUSE):
                         assert speaking and not paused
                         paused = True
-                    case SpeechResumed():
+                    case TurnSignal(VadSignal.RESUME):
                         assert speaking and paused
                         paused = False
-                    case SpeechEnded():
+                    case TurnSignal(VadSignal.END):
                         assert speaking
                         speaking = False
         assert detector.speaking == speaking
@@ -161,7 +174,7 @@ def windows_of(pcm: bytes) -> list[bytes]:
     return [pcm[k : k + WINDOW_BYTES] for k in range(0, len(pcm) - WINDOW_BYTES + 1, WINDOW_BYTES)]
 
 
-async def listen(activity: BatchedVad, pcm: bytes, options: TurnDetectionOptions) -> list[Signal]:
+async def listen(activity: BatchedVad, pcm: bytes, options: TurnDetectionOptions) -> list[TurnSignal]:
     stream, detector = activity.stream(), TurnDetector(options)
     return [s for window in windows_of(pcm) for s in detector.push(await stream.probability(window))]
 
@@ -172,8 +185,8 @@ async def test_two_sentences_are_two_turns(flite: Callable[..., AudioChunk], thr
     quiet = bytes(32_000)
     pcm = quiet + first + quiet + second + quiet
     signals = await listen(BatchedVad(), pcm, TurnDetectionOptions(threshold=threshold))
-    began = [s.at for s in signals if isinstance(s, SpeechBegan)]
-    ended = [s.at for s in signals if isinstance(s, SpeechEnded)]
+    began = [s.sample for s in signals if s.kind is VadSignal.START]
+    ended = [s.sample for s in signals if s.kind is VadSignal.END]
     starts = [16_000, 16_000 + len(first) // 2 + 16_000]
     ends = [starts[0] + len(first) // 2, starts[1] + len(second) // 2]
     assert len(began) == len(ended) == 2
@@ -189,7 +202,7 @@ async def test_real_speech_becomes_turns(speech_dir: Path, threshold: float) -> 
     for recording in recordings:
         pcm = soundfile.read(speech_dir / recording, dtype="int16")[0].tobytes()
         signals = await listen(activity, bytes(9600) + pcm + bytes(32_000), TurnDetectionOptions(threshold=threshold))
-        turns = sum(isinstance(s, SpeechEnded) for s in signals)
+        turns = sum(s.kind is VadSignal.END for s in signals)
         assert turns >= 1, recording
         cut += turns > 1
     assert cut <= len(recordings) // 5
@@ -248,7 +261,7 @@ async def test_windows_of_one_stream_keep_their_order() -> None:
     assert found[2] == pytest.approx(alone(other[:1])[0], abs=2e-6)
 
 
-async def test_a_caller_that_gives_up_leaves_the_stream_whole() -> None:
+async def test_a_cancelled_caller_leaves_the_stream_whole() -> None:
     activity = BatchedVad()
     (windows,) = noise(1, 3)
     stream = activity.stream()

@@ -1,4 +1,4 @@
-"""The page and its files as they are sent: to whom, under which policy, and only once."""
+"""The page and its files over HTTP: access, security headers, caching, size."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ async def test_a_browser_gets_the_page_without_a_token(http: httpx.AsyncClient) 
     assert "<h1>" in page.text
 
 
-async def test_others_get_what_the_server_offers(http: httpx.AsyncClient) -> None:
+async def test_other_clients_get_a_description_of_the_server(http: httpx.AsyncClient) -> None:
     refused = await http.get("/")
     assert refused.status_code == 401
-    told = (await http.get("/", headers={"Authorization": "Bearer sesame"})).json()
-    assert told["model"] == "fake"
-    assert told["voices"] == ["one"]
-    assert told["recording"] is False
-    assert "/ws/stream" in told["endpoints"]["echosight"]
+    info = (await http.get("/", headers={"Authorization": "Bearer sesame"})).json()
+    assert info["model"] == "fake"
+    assert info["voices"] == ["one"]
+    assert info["recording"] is False
+    assert "/ws/stream" in info["endpoints"]["echosight"]
 
 
-async def test_whatever_the_page_names_is_there(http: httpx.AsyncClient) -> None:
+async def test_every_file_that_the_page_refers_to_exists(http: httpx.AsyncClient) -> None:
     page = (await http.get("/", headers=BROWSER)).text
     style = (await http.get("/web/style.css")).text
-    named = re.findall(r'(?:src|href)="(/[^"]+)"', page) + re.findall(r'url\("([^"]+)"\)', style)
+    urls = re.findall(r'(?:src|href)="(/[^"]+)"', page) + re.findall(r'url\("([^"]+)"\)', style)
     for script in Path(web.FOLDER).glob("*.js"):
-        named += [f"/web/{name}" for name in re.findall(r'from "\./([^"]+)"', script.read_text())]
-        named += re.findall(r'addModule\("([^"]+)"\)', script.read_text())
-    assert len(set(named)) > 12
-    for name in named:
-        assert (await http.get(name)).status_code == 200, name
+        urls += [f"/web/{name}" for name in re.findall(r'from "\./([^"]+)"', script.read_text())]
+        urls += re.findall(r'addModule\("([^"]+)"\)', script.read_text())
+    assert len(set(urls)) > 12
+    for url in urls:
+        assert (await http.get(url)).status_code == 200, url
 
 
 @pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/style.css", "/web/icon.svg", "/web/fonts/geist.woff2"])
@@ -75,7 +75,7 @@ async def test_the_policy_is_strict(http: httpx.AsyncClient, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
-async def test_a_file_is_sent_once_and_packed(http: httpx.AsyncClient) -> None:
+async def test_files_are_compressed_and_cached(http: httpx.AsyncClient) -> None:
     plain = await http.get("/web/app.js", headers={"Accept-Encoding": "identity"})
     packed = await http.get("/web/app.js", headers={"Accept-Encoding": "gzip"})
     assert plain.text == packed.text
@@ -91,9 +91,9 @@ async def test_a_file_is_sent_once_and_packed(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     "path", ["/web/", "/web/../settings.py", "/web/%2e%2e/settings.py", "/web/fonts/geist-LICENSE.txt"]
 )
-async def test_nothing_else_is_sent(http: httpx.AsyncClient, path: str) -> None:
+async def test_other_files_are_not_served(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.get(path)).status_code == 404
 
 
-def test_it_weighs_little() -> None:
+def test_all_files_together_are_small() -> None:
     assert sum(len(file.body) for file in web.FILES.values()) < 200_000

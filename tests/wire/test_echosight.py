@@ -1,4 +1,4 @@
-"""The EchoSight dialect as a script: messages in, events out, and back."""
+"""The EchoSight dialect: messages in, events out, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echosight.conversation import AudioPart, Item
 from echosight.errors import InputError, WireError
 from echosight.media import AudioChunk, Transcript, Word
 from echosight.options import GenerateOptions, SessionOptions, apply_changes
-from echosight.wire.echosight import EchoSightWire, Records, acknowledgement
+from echosight.wire.echosight import EchoSightWire, RecordWriter, acknowledgement
 from echosight.wire.echosight_messages import Limits, read_content, read_options
 
 SPEECH = AudioChunk(b"\1\2" * 240, 24_000)
@@ -38,15 +38,15 @@ json_values = st.recursive(
 
 
 def wire() -> EchoSightWire:
-    return EchoSightWire("me", SessionOptions())
+    return EchoSightWire("me")
 
 
-def told(w: EchoSightWire, event: ev.Output) -> list[Any]:
+def sent(w: EchoSightWire, event: ev.Output) -> list[Any]:
     return [m if isinstance(m, bytes) else orjson.loads(m) for m in w.send(event)]
 
 
 @given(st.binary() | st.text() | json_values.map(lambda v: orjson.dumps(v).decode()))
-def test_anything_is_input_or_an_error_with_a_reason(message: str | bytes) -> None:
+def test_any_message_is_inputs_or_an_error_with_a_reason(message: str | bytes) -> None:
     try:
         inputs = list(wire().receive(message))
     except InputError as error:
@@ -57,18 +57,18 @@ def test_anything_is_input_or_an_error_with_a_reason(message: str | bytes) -> No
 
 def test_a_subscription_is_acknowledged_once() -> None:
     w = wire()
-    (configure, mark) = w.receive('{"type":"subscribe","sample_rate":8000,"voice":"en-gb","turn_detection":null}')
+    (configure, sync) = w.receive('{"type":"subscribe","sample_rate":8000,"voice":"en-gb","turn_detection":null}')
     assert isinstance(configure, ev.UpdateOptions)
     assert configure.changes == {"turn_detection": None, "response": {"voice": "en-gb"}}
-    assert mark == ev.Sync("done")
-    assert told(w, ev.Synced("done", generating=False)) == [acknowledgement("me", "success", "done")]
+    assert sync == ev.Sync("done")
+    assert sent(w, ev.Synced("done", generating=False)) == [acknowledgement("me", "success", "done")]
     assert list(w.receive(b"\1\2")) == [ev.Audio(AudioChunk(b"\1\2", 8000))]
 
 
-def test_every_part_of_turn_detection_can_be_set() -> None:
-    chosen = {"threshold": 0.7, "silence_duration_ms": 600, "prefix_padding_ms": 200, "min_speech_ms": 96}
-    chosen |= {"pause_ms": 128, "max_turn_ms": 9000, "interrupt_response": False}
-    message = orjson.dumps({"type": "configure", "turn_detection": chosen}).decode()
+def test_every_field_of_turn_detection_can_be_set() -> None:
+    fields = {"threshold": 0.7, "silence_duration_ms": 600, "prefix_padding_ms": 200, "min_speech_ms": 96}
+    fields |= {"pause_ms": 128, "max_turn_ms": 9000, "interrupt_response": False}
+    message = orjson.dumps({"type": "configure", "turn_detection": fields}).decode()
     (configure, _) = wire().receive(message)
     assert isinstance(configure, ev.UpdateOptions)
     turn = apply_changes(SessionOptions(), configure.changes).turn_detection
@@ -92,7 +92,7 @@ def test_every_part_of_turn_detection_can_be_set() -> None:
         ('{"messages":[{"role":"user","content":[{"type":"text"}]}]}', "messages[0].content[0].text"),
     ],
 )
-def test_a_mistake_is_named_and_changes_nothing(message: str, param: str) -> None:
+def test_an_error_names_the_field_and_nothing_changes(message: str, param: str) -> None:
     w = wire()
     with pytest.raises(WireError) as refused:
         list(w.receive(message))
@@ -100,28 +100,28 @@ def test_a_mistake_is_named_and_changes_nothing(message: str, param: str) -> Non
     assert list(w.receive(b"\1\2")) == [ev.Audio(AudioChunk(b"\1\2", 16_000))]
 
 
-def test_typed_text_is_a_whole_turn_and_text_beside_speech_is_not() -> None:
+def test_typed_text_is_a_whole_turn_and_text_with_speech_is_not() -> None:
     text = {"type": "text", "text": "hi"}
     pcm = base64.b64encode(b"\0\0" * 160).decode()
     sound = {"type": "input_audio", "input_audio": {"data": pcm, "format": "pcm16", "sample_rate": 8000}}
-    kinds = [type(e) for e in read_content({"messages": [{"role": "user", "content": [text]}]}).live()]
+    kinds = [type(e) for e in read_content({"messages": [{"role": "user", "content": [text]}]}).to_events()]
     assert kinds == [ev.Text, ev.CommitInput, ev.CreateResponse]
-    live = list(read_content({"messages": [{"role": "user", "content": [sound, text]}]}).live())
+    live = list(read_content({"messages": [{"role": "user", "content": [sound, text]}]}).to_events())
     assert live == [ev.Text("hi"), ev.Audio(AudioChunk(b"\0\0" * 160, 8000))]
 
 
-def test_one_shot_sound_of_mixed_rates_becomes_one_item() -> None:
+def test_audio_of_mixed_rates_becomes_one_item() -> None:
     def piece(rate: int) -> dict[str, Any]:
         data = base64.b64encode(bytes(2 * rate)).decode()
         return {"type": "input_audio", "input_audio": {"data": data, "format": "pcm16", "sample_rate": rate}}
 
-    item = read_content({"messages": [{"role": "user", "content": [piece(8000), piece(48_000)]}]}).item()
+    item = read_content({"messages": [{"role": "user", "content": [piece(8000), piece(48_000)]}]}).to_item()
     assert item is not None
     assert item.audio is not None
     assert item.audio.duration_ms == 2000
 
 
-def test_too_much_sound_is_refused() -> None:
+def test_too_much_audio_is_refused() -> None:
     data = base64.b64encode(bytes(64_000)).decode()
     item = {"type": "input_audio", "input_audio": {"data": data, "format": "pcm16"}}
     with pytest.raises(InputError) as refused:
@@ -129,7 +129,7 @@ def test_too_much_sound_is_refused() -> None:
     assert refused.value.status == 413
 
 
-def test_the_voice_of_init_options() -> None:
+def test_init_options_holds_a_voice_sample_and_options() -> None:
     data = base64.b64encode(bytes(320)).decode()
     options, sample = read_options(
         {
@@ -150,21 +150,21 @@ def test_the_voice_of_init_options() -> None:
     assert options.vad_threshold == 0.8
 
 
-def test_an_answer_as_records() -> None:
-    records = Records("me")
+def test_a_response_is_written_as_numbered_records() -> None:
+    records = RecordWriter("me")
     item = Item("user", (AudioPart(b"\1\1" * 16, duration_ms=1),))
-    first = records.of(ev.ResponseStarted("t", GenerateOptions(), item))
+    first = records.write(ev.ResponseStarted("t", GenerateOptions(), item))
     assert first is not None
     assert first["response_id"] == 1
     assert decode_audio(base64.b64decode(first["choices"][0]["audio"])).pcm == b"\1\1" * 16
-    text = records.of(ev.TextDelta("t", "i", "hello"))
-    speech = records.of(ev.SpeechDelta("t", "i", SPEECH))
+    text = records.write(ev.TextDelta("t", "i", "hello"))
+    speech = records.write(ev.SpeechDelta("t", "i", SPEECH))
     assert text is not None
     assert speech is not None
     assert text["choices"][0] == {"role": "assistant", "audio": None, "text": "hello", "finish_reason": "processing"}
     wav = base64.b64decode(speech["choices"][0]["audio"])
     assert (len(wav), decode_audio(wav)) == (44 + 480, SPEECH)
-    end = records.of(ev.ResponseEnded("t", "completed"))
+    end = records.write(ev.ResponseEnded("t", "completed"))
     assert end is not None
     assert (end["response_id"], end["choices"][0]["text"]) == (4, "\n<end>")
 
@@ -172,30 +172,30 @@ def test_an_answer_as_records() -> None:
 @pytest.mark.parametrize(
     ("outcome", "reason"), [("completed", "stop"), ("cancelled", "interrupted"), ("incomplete", "length")]
 )
-def test_how_an_answer_can_end(outcome: ev.Outcome, reason: str) -> None:
-    record = Records("me").of(ev.ResponseEnded("t", outcome))
+def test_the_last_record_says_how_the_response_ended(outcome: ev.Outcome, reason: str) -> None:
+    record = RecordWriter("me").write(ev.ResponseEnded("t", outcome))
     assert record is not None
     assert record["choices"][0]["finish_reason"] == reason
 
 
-def test_a_failed_answer_ends_in_an_error() -> None:
-    record = Records("me").of(ev.ResponseEnded("t", "failed", "engine_failed", error="it broke"))
+def test_a_failed_response_ends_with_an_error() -> None:
+    record = RecordWriter("me").write(ev.ResponseEnded("t", "failed", "engine_failed", error="it broke"))
     assert record == {"id": "me", "error": {"code": "engine_failed", "message": "it broke"}}
 
 
 def test_binary_speech_follows_its_record() -> None:
     w = wire()
     list(w.receive('{"type":"subscribe","audio":"binary","events":true}'))
-    record, pcm = told(w, ev.SpeechDelta("t", "i", SPEECH, (Word(20, 5),)))
+    record, pcm = sent(w, ev.SpeechDelta("t", "i", SPEECH, (Word(20, 5),)))
     assert record["choices"][0]["audio"] == "binary"
     assert (record["item_id"], record["words"]) == ("i", [[20, 5]])
     assert pcm == SPEECH.pcm
 
 
-def test_notes_are_for_those_who_asked() -> None:
-    heard = ev.TranscriptUpdated("i", Transcript("hello", final=False))
+def test_notifications_are_sent_to_clients_that_subscribed_to_events() -> None:
+    event = ev.TranscriptUpdated("i", Transcript("hello", final=False))
     w = wire()
-    assert told(w, heard) == []
+    assert sent(w, event) == []
     list(w.receive('{"type":"subscribe","events":true}'))
-    (note,) = told(w, heard)
-    assert note == {"type": "transcript", "item_id": "i", "text": "hello", "final": False}
+    (notification,) = sent(w, event)
+    assert notification == {"type": "transcript", "item_id": "i", "text": "hello", "final": False}

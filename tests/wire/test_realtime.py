@@ -1,15 +1,12 @@
-"""GA conversations, event by event: the orders that stock clients rely on."""
+"""GA conversations, event by event: unmodified clients rely on these orders."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 
 import pytest
-from PIL import Image
 
-from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
+from echosight.engines import GenerationSummary, TextChunk
 from echosight.errors import EngineFailure
 from echosight.events import Usage
 from tests.fakes import ScriptedEngine, words
@@ -32,13 +29,13 @@ ANSWER = [
 ]
 
 
-async def test_a_turn_found_by_the_server() -> None:
+async def test_a_turn_that_the_server_detects() -> None:
     async with client() as talk:
         await talk.update(audio={"input": {"transcription": {"model": "whisper-1"}}})
         await talk.speak()
         await talk.until("rate_limits.updated")
-        heard = "conversation.item.input_audio_transcription"
-        order = [name for name in talk.since("input_audio_buffer.speech_started") if not name.startswith(heard)]
+        transcription = "conversation.item.input_audio_transcription"
+        order = [name for name in talk.since("input_audio_buffer.speech_started") if not name.startswith(transcription)]
         assert order == [
             "input_audio_buffer.speech_started",
             "input_audio_buffer.speech_stopped",
@@ -47,10 +44,12 @@ async def test_a_turn_found_by_the_server() -> None:
             "conversation.item.done",
             *ANSWER,
         ]
-        assert talk.names.index(f"{heard}.delta") > talk.names.index("conversation.item.done")
-        ids = {event["item_id"] for event in talk.seen if event["type"].startswith(("input_audio_buffer", heard))}
+        assert talk.names.index(f"{transcription}.delta") > talk.names.index("conversation.item.done")
+        ids = {
+            event["item_id"] for event in talk.seen if event["type"].startswith(("input_audio_buffer", transcription))
+        }
         assert len(ids) == 1
-        completed = next(event for event in talk.seen if event["type"] == f"{heard}.completed")
+        completed = next(event for event in talk.seen if event["type"] == f"{transcription}.completed")
         assert completed["transcript"] == "what was said"
         assert completed["usage"]["type"] == "duration"
         assert completed["usage"]["seconds"] > 0.5
@@ -65,12 +64,12 @@ async def test_speech_times_are_those_of_the_audio() -> None:
         await talk.speak()
         started = await talk.until("input_audio_buffer.speech_started")
         stopped = await talk.until("input_audio_buffer.speech_stopped")
-        # A window is 32 ms, and 300 ms of what came before the speech belong to it.
+        # A window is 32 ms, and the pre-roll is 300 ms.
         assert abs(started["audio_start_ms"] - 700) <= 32
         assert abs(stopped["audio_end_ms"] - 1_600) <= 32
 
 
-async def test_a_turn_committed_by_hand() -> None:
+async def test_a_turn_that_the_client_commits() -> None:
     async with client() as talk:
         await talk.update(audio={"input": {"turn_detection": None}})
         await talk.speak()
@@ -113,7 +112,7 @@ async def test_the_response_object() -> None:
     }
 
 
-async def test_text_alone() -> None:
+async def test_a_response_in_text_only() -> None:
     async with client(ScriptedEngine([[TextChunk("hello there")]])) as talk:
         assert (await talk.update(output_modalities=["text"]))["output_modalities"] == ["text"]
         await talk.write("hi")
@@ -128,7 +127,7 @@ async def test_text_alone() -> None:
 
 
 async def _interrupted(talk: Client) -> tuple[str, dict[str, object]]:
-    """Speak over an answer whose first word was sent; the item's id and the response as it ended."""
+    """Speak over a response whose first word was sent; the id of its item, and the response as it ended."""
     assert talk.engine.gate is not None
     await talk.write("hi")
     await talk.send("response.create")
@@ -140,7 +139,7 @@ async def _interrupted(talk: Client) -> tuple[str, dict[str, object]]:
     return item, await talk.done()
 
 
-async def test_barge_in_closes_what_was_begun() -> None:
+async def test_barge_in_ends_every_open_part() -> None:
     engine = ScriptedEngine([words("one two three four")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         item, response = await _interrupted(talk)
@@ -170,7 +169,7 @@ async def test_barge_in_closes_what_was_begun() -> None:
         assert (truncated["item_id"], truncated["content_index"], truncated["audio_end_ms"]) == (item, 0, 50)
 
 
-async def test_without_interrupt_response_the_answer_goes_on() -> None:
+async def test_without_interrupt_response_the_response_goes_on() -> None:
     engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         turns = {"type": "server_vad", "interrupt_response": False, "create_response": False}
@@ -187,7 +186,7 @@ async def test_without_interrupt_response_the_answer_goes_on() -> None:
         assert talk.names.count("response.created") == 1
 
 
-async def test_what_still_plays_is_cut_without_a_word() -> None:
+async def test_speech_that_still_plays_is_truncated_without_an_event() -> None:
     async with client(ScriptedEngine([words("one two three four")])) as talk:
         await talk.write("hi")
         await talk.send("response.create")
@@ -202,7 +201,7 @@ async def test_what_still_plays_is_cut_without_a_word() -> None:
         assert event["item"]["content"][0]["transcript"] == "one two"
 
 
-async def test_cancel() -> None:
+async def test_the_client_cancels_a_response() -> None:
     engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(1))
     async with client(engine) as talk:
         await talk.write("hi")
@@ -211,145 +210,6 @@ async def test_cancel() -> None:
         await talk.send("response.cancel", response_id=turn)
         response = await talk.done()
     assert response["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
-
-
-async def test_function_calls() -> None:
-    call = [ToolCallChunk("call_1", "look_up", '{"what"'), ToolCallChunk("call_1", "look_up", ': "it"}')]
-    async with client(ScriptedEngine([call, words("found it")])) as talk:
-        tool = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
-        await talk.update(tools=[tool], tool_choice="required")
-        await talk.write("find it")
-        await talk.send("response.create")
-        response = await talk.done()
-        assert talk.since("response.created") == [
-            "response.created",
-            "response.output_item.added",
-            "conversation.item.added",
-            "response.function_call_arguments.delta",
-            "response.function_call_arguments.done",
-            "conversation.item.done",
-            "response.output_item.done",
-            "response.done",
-        ]
-        added, done = (
-            next(e for e in talk.seen if e["type"] == f"response.output_item.{s}") for s in ("added", "done")
-        )
-        assert (added["item"]["arguments"], added["item"]["status"]) == ("", "in_progress")
-        assert (done["item"]["arguments"], done["item"]["status"]) == ('{"what": "it"}', "completed")
-        arguments = next(e for e in talk.seen if e["type"] == "response.function_call_arguments.done")
-        assert (arguments["name"], arguments["call_id"]) == ("look_up", "call_1")
-        assert response["output"] == [done["item"]]
-        output = {"type": "function_call_output", "call_id": "call_1", "output": "here"}
-        await talk.send("conversation.item.create", item=output)
-        await talk.until("conversation.item.done")
-        await talk.send("response.create")
-        await talk.done()
-    assert talk.engine.asked[0].tools == (tool,)
-    assert talk.engine.options[0].tool_choice == "required"
-    assert [item.role for item in talk.engine.asked[1]] == ["user", "assistant", "tool"]
-
-
-async def test_a_picture_waits_for_response_create() -> None:
-    made = io.BytesIO()
-    Image.new("RGB", (4, 3), "red").save(made, "PNG")
-    uri = f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
-    async with client() as talk:
-        content = [{"type": "input_text", "text": "look"}, {"type": "input_image", "image_url": uri, "detail": "low"}]
-        await talk.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
-        added, done = await talk.receive(), await talk.receive()
-        assert (added["type"], done["type"]) == ("conversation.item.added", "conversation.item.done")
-        assert added["item"]["content"] == content
-        await talk.send("response.create")
-        await talk.done()
-    (frame,) = talk.engine.asked[0].items[0].images
-    assert (frame.width, frame.height, frame.data) == (4, 3, made.getvalue())
-
-
-async def test_out_of_band_responses_leave_no_trace() -> None:
-    async with client() as talk:
-        first = await talk.write("remember this")
-        asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "sum up"}]}
-        items = [{"type": "item_reference", "id": first}, asked]
-        await talk.send("response.create", response={"conversation": "none", "input": items, "instructions": "briefly"})
-        response = await talk.done()
-        assert response["conversation_id"] is None
-        assert "conversation.item.added" not in talk.since("response.created")
-        assert response["output"][0]["content"][0]["transcript"] == "hello there"
-    (shown,) = talk.engine.asked
-    assert [item.text for item in shown] == ["remember this", "sum up"]
-    assert talk.engine.options[0].instructions == "briefly"
-    assert [item.id for item in talk.bench.session.conversation] == [first]
-
-
-async def test_a_response_out_of_band_is_told_beside_another() -> None:
-    engine = ScriptedEngine([words("the answer"), words("an aside")], gate=asyncio.Semaphore(0))
-    async with client(engine) as talk:
-        await talk.write("hello")
-        await talk.send("response.create")
-        answer = (await talk.until("response.created"))["response"]["id"]
-        await talk.send("response.create", response={"conversation": "none", "metadata": {"topic": "aside"}})
-        aside = (await talk.until("response.created"))["response"]
-        assert aside["metadata"] == {"topic": "aside"}
-        await talk.send("response.create")
-        assert (await talk.error())["code"] == "conversation_already_has_active_response"
-        assert engine.gate is not None
-        for _ in range(20):
-            engine.gate.release()
-        done = [await talk.done(), await talk.done()]
-        said = {response["id"]: response["output"][0]["content"][0]["transcript"] for response in done}
-        assert said == {answer: "the answer", aside["id"]: "an aside"}
-        told = {event["item_id"] for event in talk.seen if event.get("response_id") == answer and "item_id" in event}
-        assert told == {response["output"][0]["id"] for response in done if response["id"] == answer}
-
-
-async def test_a_response_may_have_a_format_of_its_own() -> None:
-    async with client() as talk:
-        await talk.write("hello")
-        await talk.send("response.create", response={"audio": {"output": {"format": {"type": "audio/pcmu"}}}})
-        response = await talk.done()
-        assert response["audio"]["output"]["format"] == {"type": "audio/pcmu"}
-        deltas = [event["delta"] for event in talk.seen if event["type"] == "response.output_audio.delta"]
-        sound = b"".join(map(base64.b64decode, deltas))
-        assert len(sound) == 8 * 200
-        await talk.send("response.create")
-        assert (await talk.done())["audio"]["output"]["format"] == {"type": "audio/pcm", "rate": 24_000}
-
-
-async def test_a_response_to_other_input_stays_in_the_conversation() -> None:
-    async with client() as talk:
-        first = await talk.write("never mind")
-        asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "only this"}]}
-        await talk.send("response.create", response={"input": [asked]})
-        response = await talk.done()
-        assert response["conversation_id"] is not None
-    (shown,) = talk.engine.asked
-    assert [item.text for item in shown] == ["only this"]
-    assert [item.id for item in talk.bench.session.conversation] == [first, response["output"][0]["id"]]
-
-
-async def test_items_can_be_placed_fetched_and_deleted() -> None:
-    async with client() as talk:
-        first = await talk.write("first")
-        system = {"type": "message", "id": "mine", "role": "system", "content": [{"type": "input_text", "text": "be"}]}
-        await talk.send("conversation.item.create", item=system, previous_item_id="root")
-        assert (await talk.until("conversation.item.added"))["previous_item_id"] is None
-        await talk.send("conversation.item.delete", item_id=first)
-        assert (await talk.until("conversation.item.deleted"))["item_id"] == first
-        await talk.send("conversation.item.retrieve", item_id="mine")
-        found = (await talk.until("conversation.item.retrieved"))["item"]
-        assert found == {**system, "object": "realtime.item", "status": "completed"}
-
-
-async def test_speech_is_given_back_in_full_when_fetched() -> None:
-    async with client() as talk:
-        await talk.update(audio={"input": {"turn_detection": None}})
-        await talk.hear(500)
-        await talk.send("input_audio_buffer.commit")
-        item = (await talk.until("conversation.item.done"))["item"]
-        assert "audio" not in item["content"][0]
-        await talk.send("conversation.item.retrieve", item_id=item["id"])
-        content = (await talk.until("conversation.item.retrieved"))["item"]["content"][0]
-        assert abs(len(base64.b64decode(content["audio"])) - 2 * 24 * 500) < 200
 
 
 async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
@@ -385,7 +245,7 @@ async def test_speech_that_cannot_be_transcribed() -> None:
 
 
 async def test_a_session_that_only_transcribes() -> None:
-    async with client(transcribes=True) as talk:
+    async with client(transcription_only=True) as talk:
         assert talk.seen[0]["session"]["type"] == "transcription"
         assert "output" not in talk.seen[0]["session"]["audio"]
         await talk.speak()
@@ -396,7 +256,7 @@ async def test_a_session_that_only_transcribes() -> None:
     assert talk.engine.asked == []
 
 
-async def test_silence_is_answered_after_the_idle_time() -> None:
+async def test_the_model_responds_to_silence_after_the_idle_timeout() -> None:
     async with client() as talk:
         turns = {"type": "server_vad", "idle_timeout_ms": 5_000}
         await talk.update(audio={"input": {"turn_detection": turns}})
@@ -414,15 +274,15 @@ async def test_silence_is_answered_after_the_idle_time() -> None:
         assert (await talk.done())["status"] == "completed"
 
 
-@pytest.mark.parametrize(("said", "over"), [("this is all", True), ("i went to the", False), ("wait,", False)])
-async def test_speech_that_sounds_unfinished_is_given_more_time(said: str, over: bool) -> None:
-    async with client(ScriptedEngine(transcripts=[said])) as talk:
+@pytest.mark.parametrize(("transcript", "is_over"), [("this is all", True), ("i went to the", False), ("wait,", False)])
+async def test_speech_that_sounds_incomplete_gets_more_time(transcript: str, is_over: bool) -> None:
+    async with client(ScriptedEngine(transcripts=[transcript])) as talk:
         turns = {"type": "semantic_vad", "eagerness": "high", "create_response": False}
         await talk.update(audio={"input": {"turn_detection": turns}})
         await talk.hear(600)
         for _ in range(10):
             await talk.hear(100, QUIET)
-        assert len(talk.bench.session.conversation.items) == over
+        assert len(talk.bench.session.conversation.items) == is_over
         for _ in range(12):
             await talk.hear(100, QUIET)
         assert len(talk.bench.session.conversation.items) == 1

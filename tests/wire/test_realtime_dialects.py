@@ -1,4 +1,4 @@
-"""One conversation in three dialects, and what the session object says in each."""
+"""One conversation in three dialects, and the session object of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import LOUD, QUIET, client, pcm
 
 
-async def test_the_first_session_is_readable_in_both_forms() -> None:
+async def test_the_first_session_object_has_the_fields_of_ga_and_beta() -> None:
     async with client() as talk:
         session = talk.seen[0]["session"]
     assert session["type"] == "realtime"
@@ -40,7 +40,7 @@ async def test_updates_merge_deeply_and_null_clears() -> None:
         assert talk.bench.session.options.turn_detection is None
 
 
-async def test_turn_detection_is_echoed_with_its_defaults() -> None:
+async def test_turn_detection_is_shown_with_its_defaults() -> None:
     async with client() as talk:
         session = await talk.update(audio={"input": {"turn_detection": {"type": "semantic_vad"}}})
         switches = {"create_response": True, "interrupt_response": True}
@@ -57,7 +57,7 @@ async def test_turn_detection_is_echoed_with_its_defaults() -> None:
         }
 
 
-async def test_voices_the_engine_does_not_have_are_spoken_in_its_own() -> None:
+async def test_the_engine_uses_its_own_voice_for_unknown_names() -> None:
     async with client() as talk:
         assert (await talk.update(audio={"output": {"voice": "marin"}}))["audio"]["output"]["voice"] == "marin"
         assert talk.bench.session.options.response.voice is None
@@ -66,7 +66,7 @@ async def test_voices_the_engine_does_not_have_are_spoken_in_its_own() -> None:
 
 
 @pytest.mark.parametrize("law", ["audio/pcmu", "audio/pcma"])
-async def test_telephone_speech_in_and_out(law: str) -> None:
+async def test_g711_speech_in_and_out(law: str) -> None:
     encode = ulaw_encode if law == "audio/pcmu" else alaw_encode
     async with client() as talk:
         telephone = {"format": {"type": law}}
@@ -81,10 +81,10 @@ async def test_telephone_speech_in_and_out(law: str) -> None:
         assert item.audio is not None
         assert 490 <= item.audio.duration_ms <= 500
         deltas = [event["delta"] for event in talk.seen if event["type"] == "response.output_audio.delta"]
-        heard = b"".join(base64.b64decode(delta) for delta in deltas)
-        assert len(heard) == 8 * 200
+        audio = b"".join(base64.b64decode(delta) for delta in deltas)
+        assert len(audio) == 8 * 200
         if law == "audio/pcmu":
-            assert max(ulaw_decode(heard)) > 0
+            assert max(ulaw_decode(audio)) > 0
 
 
 async def test_beta_names() -> None:
@@ -142,7 +142,7 @@ async def test_beta_errors_name_beta_fields() -> None:
 
 
 async def test_beta_sessions_that_only_transcribe_have_names_of_their_own() -> None:
-    async with client(beta=True, transcribes=True) as talk:
+    async with client(beta=True, transcription_only=True) as talk:
         await talk.send("transcription_session.update", session={"input_audio_transcription": {"language": "de"}})
         updated = await talk.until("transcription_session.updated")
         assert updated["session"]["input_audio_transcription"] == {"language": "de"}
@@ -158,14 +158,14 @@ async def test_a_beta_response_may_have_a_format_of_its_own() -> None:
         assert len(b"".join(map(base64.b64decode, deltas))) == 8 * 200
 
 
-async def test_functions_are_echoed_with_their_type() -> None:
+async def test_functions_are_shown_with_their_type() -> None:
     async with client() as talk:
         session = await talk.update(tools=[{"name": "f"}], tool_choice={"type": "function", "name": "f"})
         assert session["tools"] == [{"name": "f", "type": "function"}]
         assert session["tool_choice"] == {"type": "function", "name": "f"}
 
 
-async def test_the_bridge_is_known_by_its_first_update() -> None:
+async def test_a_flat_first_update_selects_the_bridge() -> None:
     async with client() as talk:
         await talk.send("session.update", session={"voice": "shimmer", "modalities": ["audio", "text"]})
         session = (await talk.until("session.updated"))["session"]
@@ -192,7 +192,7 @@ async def test_the_bridge_is_known_by_its_first_update() -> None:
         assert done["text"] == "hello there"
 
 
-async def test_the_bridge_finds_turns_when_asked_to() -> None:
+async def test_the_bridge_detects_turns_where_the_client_asks_for_it() -> None:
     async with client() as talk:
         detection = {"type": "server_vad", "silence_duration_ms": 320, "aggressiveness": 3, "max_ms": 9_000}
         await talk.send("session.update", session={"turn_detection": detection})
@@ -210,7 +210,7 @@ async def test_the_bridge_finds_turns_when_asked_to() -> None:
         assert talk.bench.session.options.turn_detection is None
 
 
-async def test_the_bridge_says_twice_that_a_response_was_cancelled() -> None:
+async def test_the_bridge_sends_two_events_for_a_cancelled_response() -> None:
     async with client(ScriptedEngine([words("one two")], gate=asyncio.Semaphore(1))) as talk:
         await talk.send("session.update", session={"voice": "shimmer"})
         await talk.until("session.updated")

@@ -1,4 +1,4 @@
-"""What is wrong with an event is said in the service's own words, and nothing of it counts."""
+"""Errors use the service's own words, and a refused event has no effect."""
 
 from __future__ import annotations
 
@@ -132,34 +132,34 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
 
 
 @pytest.mark.parametrize(("event", "code", "param"), WRONG, ids=lambda value: str(value)[:60])
-async def test_what_is_wrong_is_named(event: dict[str, Any], code: str, param: str | None) -> None:
+async def test_errors_name_the_field_at_fault(event: dict[str, Any], code: str, param: str | None) -> None:
     async with client() as talk:
-        before = talk.wire.session
+        before = talk.wire.session_json(talk.bench.session.options)
         await talk.send_raw(orjson.dumps({**event, "event_id": "mine"}).decode())
         error = await talk.error()
         assert (error["code"], error["param"]) == (code, param), error["message"]
         assert error["type"] == "invalid_request_error"
         assert error["event_id"] == "mine"
-        assert talk.wire.session == before
+        assert talk.wire.session_json(talk.bench.session.options) == before
         assert talk.bench.session.conversation.items == []
         await talk.write("still here")
 
 
-async def test_unknown_types_are_told_what_is_known() -> None:
+async def test_the_error_for_unknown_types_lists_the_known_ones() -> None:
     async with client() as talk:
         await talk.send("response.sing")
         message = (await talk.error())["message"]
     assert message.startswith("Invalid value: 'response.sing'. Supported values are: 'session.update', ")
 
 
-async def test_frames_that_are_no_events() -> None:
+async def test_frames_that_are_not_events_are_refused() -> None:
     async with client() as talk:
         for frame, code in ((b"\x00\x01", "invalid_event"), ("{", "invalid_json"), ("[]", "invalid_json")):
             await talk.send_raw(frame)
             assert (await talk.error())["code"] == code
 
 
-async def test_a_buffer_that_is_too_small_says_how_small() -> None:
+async def test_the_error_for_a_small_buffer_says_how_small_it_is() -> None:
     async with client() as talk:
         await talk.update(audio={"input": {"turn_detection": None}})
         await talk.hear(60)
@@ -181,7 +181,7 @@ async def test_one_response_at_a_time() -> None:
     assert (error["code"], error["event_id"]) == ("conversation_already_has_active_response", "second")
 
 
-async def test_truncating_beyond_the_end() -> None:
+async def test_an_item_cannot_be_truncated_beyond_its_end() -> None:
     async with client() as talk:
         await talk.write("hi")
         await talk.send("response.create")
@@ -192,7 +192,7 @@ async def test_truncating_beyond_the_end() -> None:
     assert error["message"] == "Audio content of 200ms is already shorter than 9000ms"
 
 
-async def test_the_voice_is_settled_once_it_was_heard() -> None:
+async def test_the_voice_cannot_change_once_speech_was_sent() -> None:
     async with client() as talk:
         await talk.update(audio={"output": {"voice": "one"}})
         await talk.write("hi")
@@ -204,7 +204,7 @@ async def test_the_voice_is_settled_once_it_was_heard() -> None:
 
 
 @pytest.mark.parametrize(("event_id", "code"), [(7, "invalid_type"), ("x" * 513, "string_above_max_length")])
-async def test_an_event_id_that_is_none(event_id: Any, code: str) -> None:
+async def test_event_ids_are_short_strings(event_id: Any, code: str) -> None:
     async with client() as talk:
         await talk.send("response.create", event_id=event_id)
         error = await talk.error()
@@ -212,11 +212,10 @@ async def test_an_event_id_that_is_none(event_id: Any, code: str) -> None:
         assert not talk.engine.asked
 
 
-async def test_null_leaves_what_cannot_be_nothing() -> None:
+async def test_null_does_not_change_fields_that_must_have_a_value() -> None:
     async with client() as talk:
-        before = talk.wire.session
-        heard = {"format": None}
-        audio = {"input": heard, "output": {"voice": None, "speed": None, "format": None}}
+        before = talk.wire.session_json(talk.bench.session.options)
+        audio = {"input": {"format": None}, "output": {"voice": None, "speed": None, "format": None}}
         assert await talk.update(output_modalities=None, model=None, audio=audio) == before
 
 
@@ -237,15 +236,15 @@ nested_fields = st.sampled_from(
 flat_fields = st.sampled_from(
     ["modalities", "voice", "input_audio_format", "output_audio_format", "turn_detection", "temperature", "speed"]
 )
-heard_fields = st.sampled_from(["format", "transcription", "noise_reduction", "turn_detection"])
+input_fields = st.sampled_from(["format", "transcription", "noise_reduction", "turn_detection"])
 turn_fields = st.sampled_from(["type", "eagerness", "threshold", "idle_timeout_ms", "create_response"])
 turn_values = json_values | st.sampled_from(["semantic_vad", "server_vad"])
 sessions = (
-    st.dictionaries(nested_fields, json_values, max_size=2).map(lambda given: {"type": "realtime", **given})
+    st.dictionaries(nested_fields, json_values, max_size=2).map(lambda session: {"type": "realtime", **session})
     | st.dictionaries(flat_fields, json_values, max_size=2)
     | st.dictionaries(
-        heard_fields, json_values | st.dictionaries(turn_fields, turn_values, max_size=3), max_size=2
-    ).map(lambda heard: {"type": "realtime", "audio": {"input": heard}})
+        input_fields, json_values | st.dictionaries(turn_fields, turn_values, max_size=3), max_size=2
+    ).map(lambda audio_input: {"type": "realtime", "audio": {"input": audio_input}})
 )
 updates = sessions.map(lambda session: {"type": "session.update", "session": session})
 
@@ -253,11 +252,11 @@ updates = sessions.map(lambda session: {"type": "session.update", "session": ses
 @given(
     (events | updates).map(lambda event: orjson.dumps(event).decode()) | st.text(max_size=40) | st.binary(max_size=40)
 )
-def test_anything_is_inputs_or_a_wire_error(message: str | bytes) -> None:
+def test_any_message_is_inputs_or_a_wire_error(message: str | bytes) -> None:
     wire = RealtimeWire(SessionTemplate(), SessionOptions())
-    before = wire.session
+    before = wire.session_json(SessionOptions())
     try:
         list(wire.receive(message))
     except WireError as error:
         assert error.message
-        assert wire.session == before
+        assert wire.session_json(SessionOptions()) == before

@@ -1,1 +1,1 @@
-"""Language models, one file a provider."""
+"""LLMs (text and images in, text and tool calls out): one file for each provider."""

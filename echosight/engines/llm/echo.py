@@ -1,4 +1,4 @@
-"""The built-in demo chat: it repeats what was understood, says what plain statistics show of a picture, and no more."""
+"""The built-in demo LLM: it repeats the user's words and describes images by plain statistics."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import AsyncGenerator
 
 from echosight.conversation import Conversation, Item
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.llm.messages import joined, recent
+from echosight.engines.llm.messages import merge_image_items, recent_items
 from echosight.engines.runtime.worker import Worker
 from echosight.events import Usage
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
-from echosight.vision.statistics import describe, look
+from echosight.vision.statistics import describe, measure
 
-_ASKS_BACK = re.compile(r"\bwhat (?:did|have) i (?:just )?(?:say|said|tell|told)\b", re.IGNORECASE)
+_ASKS_FOR_LAST_WORDS = re.compile(r"\bwhat (?:did|have) i (?:just )?(?:say|said|tell|told)\b", re.IGNORECASE)
 
 INTRODUCTION = "I am the built-in demo, so I only repeat what I understand."
-NOTHING = "I heard you, but I understood no words."
+NOTHING_UNDERSTOOD = "I heard you, but I understood no words."
 
 
 class EchoLLM:
-    """A `LLM` that needs no model. It shows that microphone, camera, turn-taking and memory work."""
+    """An `LLM` without a model. It shows that microphone, camera, turn-taking and history work."""
 
     name = "EchoSight demo"
 
@@ -32,76 +32,78 @@ class EchoLLM:
         self._worker: Worker | None = None
 
     async def start(self) -> None:
-        self._worker = Worker("pictures")
+        """Start the thread that measures images."""
+        self._worker = Worker("images")
 
     async def close(self) -> None:
+        """End the thread."""
         if self._worker:
             await self._worker.close()
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        """There is nothing to compute ahead."""
+        """Does nothing: a reply costs almost nothing to compute."""
 
     async def release(self, conversation_id: str) -> None:
-        """There is nothing to forget."""
+        """Does nothing: there is no cache."""
 
     async def generate(
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
-        """Word by word, each a token as far as `max_output_tokens` is concerned."""
-        talk = joined(recent(conversation, self._max_history_turns))
-        said = [item for item in talk if item.role == "user"]
+        """Word by word; each word counts as a token of `max_output_tokens`."""
+        items = merge_image_items(recent_items(conversation, self._max_history_turns))
+        user_items = [item for item in items if item.role == "user"]
         limit = options.max_output_tokens
         tokens = 0
-        async for sentence in self._sentences(said):
+        async for sentence in self._sentences(user_items):
             for word in re.findall(r"\S+\s*", sentence + " "):
                 if tokens == limit:
-                    yield GenerationSummary(_usage(said, tokens), "length")
+                    yield GenerationSummary(_usage(user_items, tokens), "length")
                     return
                 yield TextChunk(word)
                 tokens += 1
-                # Gives way, as a model does between two tokens.
+                # Let other tasks run between two tokens, as a real model does.
                 await asyncio.sleep(0)
-        yield GenerationSummary(_usage(said, tokens))
+        yield GenerationSummary(_usage(user_items, tokens))
 
-    async def _sentences(self, said: list[Item]) -> AsyncGenerator[str]:
-        now = said[-1] if said else Item("user", ())
-        before = said[:-1]
-        last = next((item.text for item in reversed(before) if item.text), None)
-        if _ASKS_BACK.search(now.text):
-            yield f"Before that you said: {_closed(last)}" if last else "You said nothing before that."
+    async def _sentences(self, user_items: list[Item]) -> AsyncGenerator[str]:
+        current = user_items[-1] if user_items else Item("user", ())
+        earlier = user_items[:-1]
+        last_text = next((item.text for item in reversed(earlier) if item.text), None)
+        if _ASKS_FOR_LAST_WORDS.search(current.text):
+            yield f"Before that you said: {_closed(last_text)}" if last_text else "You said nothing before that."
             return
-        if now.text:
-            yield f"{'I heard' if now.audio else 'You wrote'}: {_closed(now.text)}"
-        elif now.audio:
-            yield NOTHING
-        if now.images:
-            yield await self._seen(now, before)
-        if last:
-            yield f"Before that you said: {_closed(last)}"
-        elif not before:
+        if current.text:
+            yield f"{'I heard' if current.audio else 'You wrote'}: {_closed(current.text)}"
+        elif current.audio:
+            yield NOTHING_UNDERSTOOD
+        if current.images:
+            yield await self._describe_images(current, earlier)
+        if last_text:
+            yield f"Before that you said: {_closed(last_text)}"
+        elif not earlier:
             yield INTRODUCTION
 
-    async def _seen(self, now: Item, before: list[Item]) -> str:
-        """The newest picture, compared with the one before it."""
-        frames: list[ImageFrame] = [frame for item in (*before, now) for frame in item.images][-2:]
+    async def _describe_images(self, current: Item, earlier: list[Item]) -> str:
+        """The newest image, compared with the one before it."""
+        frames: list[ImageFrame] = [frame for item in (*earlier, current) for frame in item.images][-2:]
         worker = self._worker
         assert worker, "start() comes first"
         try:
-            sights = [await worker.call(lambda frame=frame: look(frame)) for frame in frames]  # type: ignore[misc]
+            stats = [await worker.call(lambda frame=frame: measure(frame)) for frame in frames]  # type: ignore[misc]
         except (OSError, ValueError):
             return "I was shown a picture, but I cannot read it."
-        return describe(sights[-1], sights[-2] if len(sights) > 1 else None)
+        return describe(stats[-1], stats[-2] if len(stats) > 1 else None)
 
 
-def chat(argument: str | None, settings: Settings) -> EchoLLM:
-    """It has no model, so there is no argument."""
+def make_llm(argument: str | None, settings: Settings) -> EchoLLM:
+    """The demo LLM. It has no model, so it ignores `argument`."""
     return EchoLLM(settings.max_history_turns)
 
 
 def _closed(text: str) -> str:
-    """With a full stop, if it has no end of its own."""
+    """The text with a full stop, unless it ends in a punctuation mark already."""
     return text if text[-1:] in ".!?…。！？" else f"{text}."
 
 
-def _usage(said: list[Item], output: int) -> Usage:
-    return Usage(input_text=sum(len(item.text.split()) for item in said), output_text=output)
+def _usage(user_items: list[Item], output: int) -> Usage:
+    return Usage(input_text=sum(len(item.text.split()) for item in user_items), output_text=output)

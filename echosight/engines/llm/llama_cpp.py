@@ -1,4 +1,4 @@
-"""A `.gguf` file as a chat: llama.cpp's server, run and watched over by this one."""
+"""A `.gguf` file as an LLM: this server starts and supervises a llama.cpp server for it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
-REPLY_TOKENS = 1024
-"""A model that finds no end is stopped there, before its context is full."""
+DEFAULT_REPLY_TOKENS = 1024
+"""Limit of a reply that never ends, so that it cannot fill the model's context."""
 
 RESTART_S = 15.0
-"""How long a turn waits for a process that is being restarted."""
+"""How long a response waits for a server that is being restarted."""
 
-# llama_cpp.server (seen with 0.3.36) sends nothing as long as the bytes since its last piece are no UTF-8, and decodes
-# all of them again with each token. Half a character that is never completed, as random weights write it, silences it
-# until REPLY_TOKENS are reached, for minutes, and with it whoever waits behind; closing the request changes nothing,
-# for it looks whether somebody still listens only when it has a piece. Its silence ends the turn (see http/sse.py).
+# llama_cpp.server (tested: 0.3.36) sends nothing while the bytes since its last chunk are not valid UTF-8, and decodes
+# all of them again with each token. Half a character that is never completed, as random weights write it, silences the
+# server for minutes, until DEFAULT_REPLY_TOKENS are reached, and blocks the requests queued behind it. Closing the
+# request does not help: the server checks for a closed connection only when it has a chunk to send. The read timeout
+# ends the response instead (see runtime/sse.py).
 
 
 class LlamaCppLLM:
-    """A `LLM` by llama.cpp. A process that dies is restarted; its turn fails, the next one waits for it."""
+    """An `LLM` by llama.cpp. A process that dies is restarted: its response fails and the next one waits for it."""
 
     def __init__(self, model: Path, program: Sequence[str], settings: Settings) -> None:
         self.name = model.stem
@@ -41,40 +42,42 @@ class LlamaCppLLM:
             return [*program, *_arguments(program, model, port, settings)]
 
         self.server = Supervisor(f"llama.cpp with {model.name}", command)
-        upstream = HttpService(f"http://127.0.0.1:{self.server.port}/v1")
-        self._chat = OpenAILLM(
-            upstream,
+        service = HttpService(f"http://127.0.0.1:{self.server.port}/v1")
+        self._llm = OpenAILLM(
+            service,
             None,
             max_turns=settings.max_history_turns,
-            max_tokens=min(REPLY_TOKENS, settings.context_size // 4),
-            ahead=True,
+            max_tokens=min(DEFAULT_REPLY_TOKENS, settings.context_size // 4),
+            prefill=True,
         )
 
     async def start(self) -> None:
         """Returns when the model is loaded. Raises `SetupError`."""
         await self.server.start()
-        await self._chat.start()
+        await self._llm.start()
 
     async def close(self) -> None:
-        await self._chat.close()
+        """Stop the llama.cpp server."""
+        await self._llm.close()
         await self.server.close()
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        """Have the server read the conversation so far, so that its cache holds it when the reply is wanted."""
+        """Send the conversation so far, so that the server's cache holds it when the response begins."""
         if self.server.healthy.is_set():
-            await self._chat.prefill(conversation, text)
+            await self._llm.prefill(conversation, text)
 
     async def release(self, conversation_id: str) -> None:
-        await self._chat.release(conversation_id)
+        """Stop a prefill of the conversation; unknown ids are fine."""
+        await self._llm.release(conversation_id)
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
-        """Raises `TransientError` where the process is down and does not come up."""
-        await self._wait()
-        async with aclosing(self._chat.generate(conversation, options)) as pieces:
-            async for piece in pieces:
-                yield piece
+        """Raises `TransientError` where the process is down and does not come up again."""
+        await self._wait_until_up()
+        async with aclosing(self._llm.generate(conversation, options)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
-    async def _wait(self) -> None:
+    async def _wait_until_up(self) -> None:
         try:
             async with asyncio.timeout(0 if self.server.given_up else RESTART_S):
                 await self.server.healthy.wait()
@@ -84,26 +87,26 @@ class LlamaCppLLM:
 
 def _arguments(program: Sequence[str], model: Path, port: int, settings: Settings) -> list[str]:
     layers = settings.gpu_layers
-    shared = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    common = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     if "llama_cpp.server" in program:
         sizes = ["--n_ctx", str(settings.context_size), "--n_gpu_layers", str(layers)]
-        # It answers one request at a time. As it comes, each new one cuts off the one in progress: somebody else's.
-        return [*shared, *sizes, "--interrupt_requests", "false"]
-    # What llama-server takes for "all" differs between its versions; more than there are means all in each.
+        # It serves one request at a time. By default a new request interrupts the running one, of another session.
+        return [*common, *sizes, "--interrupt_requests", "false"]
+    # The value for "all layers" differs between versions of llama-server; more than exist means all in each of them.
     layers = 999 if layers < 0 else layers
-    return [*shared, "--ctx-size", str(settings.context_size), "--n-gpu-layers", str(layers), "--jinja"]
+    return [*common, "--ctx-size", str(settings.context_size), "--n-gpu-layers", str(layers), "--jinja"]
 
 
 def _program(settings: Settings) -> list[str]:
-    """LLAMA_EXE_PATH; or llama-server, or llama-cpp-python's server, where one is installed. Raises `SetupError`.
+    """The command: LLAMA_EXE_PATH, else an installed llama-server, else llama-cpp-python's server.
 
-    LLAMA_EXE_PATH may name a Python that has llama-cpp-python.
+    LLAMA_EXE_PATH may name a Python that has llama-cpp-python. Raises `SetupError`.
     """
-    given = settings.llama_exe_path
-    if given:
-        found = shutil.which(Path(given).expanduser())
+    configured = settings.llama_exe_path
+    if configured:
+        found = shutil.which(Path(configured).expanduser())
         if found is None:
-            raise SetupError(f"LLAMA_EXE_PATH={given} is no program; it must be the path of llama-server")
+            raise SetupError(f"LLAMA_EXE_PATH={configured} is no program; it must be the path of llama-server")
         return [found, "-m", "llama_cpp.server"] if Path(found).name.startswith("python") else [found]
     if found := shutil.which("llama-server"):
         return [found]
@@ -115,17 +118,17 @@ def _program(settings: Settings) -> list[str]:
     )
 
 
-def chat(argument: str | None, settings: Settings) -> LlamaCppLLM:
-    """`argument`: a .gguf file; LLAMA_MODEL_PATH without. Raises `SetupError`."""
-    given = argument or settings.llama_model_path
-    if not given:
+def make_llm(argument: str | None, settings: Settings) -> LlamaCppLLM:
+    """`argument` is a .gguf file; None means LLAMA_MODEL_PATH. Raises `SetupError`."""
+    source = argument or settings.llama_model_path
+    if not source:
         raise SetupError("llama.cpp needs a model: --model FILE.gguf, or set LLAMA_MODEL_PATH")
-    model = Path(given).expanduser()
+    model = Path(source).expanduser()
     if not model.is_file():
         raise SetupError(f"There is no file {model}; give --model the path of a .gguf file")
     with model.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise SetupError(
-                f"{model} is no GGUF file; convert_hf_to_gguf.py of llama.cpp makes one of a model's folder"
+                f"{model} is no GGUF file; convert_hf_to_gguf.py of llama.cpp converts a model's folder to one"
             )
     return LlamaCppLLM(model, _program(settings), settings)

@@ -1,1 +1,1 @@
-"""MiniCPM-o in a process and environment of its own."""
+"""MiniCPM-o (speech in, speech out) in a process and an environment of its own."""

@@ -1,7 +1,10 @@
-"""MiniCPM-o's own process, in the environment that its code was written for: one model, one conversation.
+"""The process of one MiniCPM-o model, in the environment that the model's code needs; it serves one conversation.
 
-It is told what to read and when to answer, in requests of one frame each (JSON; sounds and pictures as base64). An
-answer comes as PARTIAL (text) and AUDIO (PCM16 at `OUTPUT_HZ`) frames, no further ahead of the reader than its credit.
+Each request is one frame of JSON: steps to prefill, or a reply to generate; audio and images in it are base64. A reply
+comes as PARTIAL (text) and AUDIO (PCM16 at `OUTPUT_SAMPLE_RATE`) frames, as many ahead of the reader as its credit
+allows.
+
+This environment holds the model's requirements only, so of this package the file imports modules without others.
 """
 
 from __future__ import annotations
@@ -20,37 +23,42 @@ from typing import Any, Protocol
 from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
 from echosight.media import INPUT_SAMPLE_RATE
 
-OUTPUT_HZ = 24_000
-SHORTEST = 1_600
+OUTPUT_SAMPLE_RATE = 24_000
+MIN_SAMPLES = 1_600
+"""A tenth of a second. The audio encoder makes no token of less."""
+
 SESSION = "echosight"
-MARKS = re.compile(r"<\|[^|<>]*\|>|</?s>")
+SPECIAL_TOKENS = re.compile(r"<\|[^|<>]*\|>|</?s>")
 LOADER = "echosight.engines.minicpmo.process:load_model"
 
-REPLAYED = "<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
-"""An answer of before, behind the user's message that it answers. Both models read such text as it stands."""
+REPLAYED_REPLY = "<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+"""An earlier reply, behind the user's message. The models do not mark up an assistant message, so this does."""
 
 log = logging.getLogger(__name__)
 
 
-class Talker(Protocol):
-    """A model behind the methods that its version has."""
+class MiniCpm(Protocol):
+    """One interface to both versions of the model."""
 
     def reset(self, system: str, language: str, voice: Any) -> None:
-        """Begin a conversation. `voice`: float32 samples at 16 kHz to imitate, or None."""
+        """Begin a conversation. `voice` is None or float32 samples (n,) at 16 kHz of a voice to imitate."""
 
-    def read(self, role: str, content: list[Any], last: bool) -> None:
-        """Texts, float32 samples at 16 kHz (a second at a time) and pictures; `last` of the user's message."""
+    def prefill(self, role: str, content: list[Any], last: bool) -> None:
+        """Append texts, PIL images and float32 samples (n,) at 16 kHz, at most a second each.
 
-    def answer(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Text deltas with the float samples spoken with them, or None."""
+        `last` marks the end of the user's message.
+        """
+
+    def generate(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Text deltas, each with its float samples at 24 kHz (a tensor or array of any shape) or None."""
 
     @property
     def completed(self) -> bool:
-        """Whether the last answer came to its end."""
+        """Whether the last reply reached its end and was not cut by a token limit."""
 
 
-class Talker26:
-    """MiniCPM-o 2.6."""
+class MiniCpm26:
+    """MiniCPM-o 2.6 (https://huggingface.co/openbmb/MiniCPM-o-2_6, ``modeling_minicpmo.py``)."""
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self._model = model
@@ -60,37 +68,41 @@ class Talker26:
     def reset(self, system: str, language: str, voice: Any) -> None:
         self._model.reset_session()
         prompt = self._model.get_sys_prompt(ref_audio=voice, mode="omni", language=language)
-        self._prefill(prompt["role"], [*prompt["content"], *([system] if system else [])])
+        self._append(prompt["role"], [*prompt["content"], *([system] if system else [])])
 
-    def read(self, role: str, content: list[Any], last: bool) -> None:
-        self._prefill(role, [part if isinstance(part, str) else _long_enough(part) for part in content])
+    def prefill(self, role: str, content: list[Any], last: bool) -> None:
+        self._append(role, [part if isinstance(part, str) else _pad_audio(part) for part in content])
 
-    def answer(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        pieces = self._model.streaming_generate(SESSION, self._tokenizer, generate_audio=speech, **options)
-        for piece in pieces:
-            # Text alone comes as dictionaries.
-            yield (piece.text, piece.audio_wav) if speech else (piece["text"], None)
+    def generate(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        outputs = self._model.streaming_generate(SESSION, self._tokenizer, generate_audio=speech, **options)
+        for output in outputs:
+            # Without speech, the model yields dictionaries.
+            yield (output.text, output.audio_wav) if speech else (output["text"], None)
 
     @property
     def completed(self) -> bool:
         return bool(getattr(self._model, "llm_generate_completed", True))
 
-    def _prefill(self, role: str, content: list[Any]) -> None:
+    def _append(self, role: str, content: list[Any]) -> None:
         self._model.streaming_prefill(SESSION, [{"role": role, "content": content}], self._tokenizer)
 
 
-class Talker45:
-    """MiniCPM-o 4.5. It speaks with somebody's voice or not at all, so where no sample comes, it takes its own."""
+class MiniCpm45:
+    """MiniCPM-o 4.5 (https://huggingface.co/openbmb/MiniCPM-o-4_5, ``modeling_minicpmo.py``).
+
+    It can only imitate a voice, so without a sample it uses the one that the checkpoint brings.
+    """
 
     completed = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self._model = model
-        self._own = next(iter(sorted(folder.glob("assets/*ref_audio*.wav"))), None)
+        self._default_voice = next(iter(sorted(folder.glob("assets/*ref_audio*.wav"))), None)
         self._can_speak = False
 
     def reset(self, system: str, language: str, voice: Any) -> None:
-        voice = _read_wav(self._own) if voice is None and self._own is not None else voice
+        if voice is None and self._default_voice is not None:
+            voice = _read_wav(self._default_voice)
         self._model.reset_session()
         self._can_speak = voice is not None
         if voice is not None:
@@ -99,10 +111,10 @@ class Talker45:
         content = [*prompt["content"], *([system] if system else [])]
         self._model.streaming_prefill(SESSION, [{"role": "system", "content": content}])
 
-    def read(self, role: str, content: list[Any], last: bool) -> None:
+    def prefill(self, role: str, content: list[Any], last: bool) -> None:
         self._model.streaming_prefill(SESSION, [{"role": role, "content": content}], is_last_chunk=last)
 
-    def answer(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def generate(self, speech: bool, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if speech and not self._can_speak:
             raise RuntimeError(
                 "MiniCPM-o 4.5 needs a voice to imitate: a sample, or the model's assets/*ref_audio*.wav"
@@ -115,107 +127,114 @@ class Talker45:
             yield text or "", wave
 
 
-class Host:
-    """Takes the requests one after the other."""
+class WorkerLoop:
+    """Serves the requests one after the other; a cancelled request stops within one step of the model."""
 
-    def __init__(self, pipe: WorkerPipe, talker: Talker) -> None:
+    def __init__(self, pipe: WorkerPipe, model: MiniCpm) -> None:
         self._pipe = pipe
-        self._talker = talker
-        self._waiting: list[IpcFrame] = []
+        self._model = model
+        self._queue: list[IpcFrame] = []
         self._ended: set[int] = set()
+        """Channels that the server closed."""
         self._credit = 0
 
     def run(self) -> None:
-        self._pipe.send(FrameType.READY, 0, json.dumps({"rate": OUTPUT_HZ}).encode())
+        """Report that the model is loaded, then serve until the server closes the pipe."""
+        self._pipe.send(FrameType.READY, 0, json.dumps({"rate": OUTPUT_SAMPLE_RATE}).encode())
         while True:
-            self._listen(None if not self._waiting else 0)
-            if self._waiting:
-                self._serve(self._waiting.pop(0))
+            self._receive(None if not self._queue else 0)
+            if self._queue:
+                self._serve(self._queue.pop(0))
 
-    def _listen(self, wait_s: float | None) -> None:
+    def _receive(self, wait_s: float | None) -> None:
         for frame in self._pipe.receive(wait_s):
             match frame.kind:
                 case FrameType.BEGIN:
-                    self._waiting.append(frame)
+                    self._queue.append(frame)
                 case FrameType.END:
-                    self._waiting = [begin for begin in self._waiting if begin.channel != frame.channel]
+                    self._queue = [begin for begin in self._queue if begin.channel != frame.channel]
                     self._ended.add(frame.channel)
                 case FrameType.CREDIT:
                     self._credit += int.from_bytes(frame.payload, "little")
 
     def _serve(self, begin: IpcFrame) -> None:
         self._ended.clear()
-        order = json.loads(begin.payload)
+        request = json.loads(begin.payload)
         try:
-            if order["do"] == "answer":
-                self._answer(begin.channel, order)
+            if request["do"] == "generate":
+                self._generate(begin.channel, request)
                 return
-            for step in order["steps"]:
-                self._read(step)
+            for step in request["steps"]:
+                self._prefill(step)
             self._pipe.send(FrameType.DONE, begin.channel)
-        except Exception as error:  # whatever remote code raises
-            log.exception("%s failed", order["do"])
+        except Exception as error:  # the model's remote code may raise anything
+            log.exception("%s failed", request["do"])
             self._pipe.send(FrameType.FAIL, begin.channel, f"{type(error).__name__}: {error}".encode())
 
-    def _read(self, step: dict[str, Any]) -> None:
+    def _prefill(self, step: dict[str, Any]) -> None:
         if step["role"] == "reset":
-            voice = _content({"pcm": step["voice"]}) if step["voice"] else None
-            self._talker.reset(step["system"], step["language"], voice)
+            voice = _decode_part({"pcm": step["voice"]}) if step["voice"] else None
+            self._model.reset(step["system"], step["language"], voice)
         elif step["role"] == "assistant":
-            self._talker.read("assistant", [REPLAYED.format(step["text"])], True)
+            self._model.prefill("assistant", [REPLAYED_REPLY.format(step["text"])], True)
         else:
-            self._talker.read("user", [_content(part) for part in step["content"]], step["last"])
+            self._model.prefill("user", [_decode_part(part) for part in step["content"]], step["last"])
 
-    def _answer(self, channel: int, order: dict[str, Any]) -> None:
-        self._credit = order["credit"]
-        pieces = self._talker.answer(order["speech"], order["options"])
+    def _generate(self, channel: int, request: dict[str, Any]) -> None:
+        self._credit = request["credit"]
+        outputs = self._model.generate(request["speech"], request["options"])
         try:
-            for text, wave in pieces:
-                if said := MARKS.sub("", text):
-                    self._pipe.send(FrameType.PARTIAL, channel, said.encode())
+            for raw, wave in outputs:
+                if text := SPECIAL_TOKENS.sub("", raw):
+                    self._pipe.send(FrameType.PARTIAL, channel, text.encode())
                 if wave is not None:
-                    self._pipe.send(FrameType.AUDIO, channel, _pcm(wave))
+                    self._pipe.send(FrameType.AUDIO, channel, _to_pcm(wave))
                 self._credit -= 1
-                self._listen(0)
+                self._receive(0)
                 while self._credit <= 0 and channel not in self._ended:
-                    self._listen(None)
+                    self._receive(None)
                 if channel in self._ended:
                     return
         finally:
-            close = getattr(pieces, "close", None)
+            close = getattr(outputs, "close", None)
             if close is not None:
                 close()
-        self._pipe.send(FrameType.DONE, channel, json.dumps({"completed": self._talker.completed}).encode())
+        self._pipe.send(FrameType.DONE, channel, json.dumps({"completed": self._model.completed}).encode())
 
 
-def _content(part: dict[str, str]) -> Any:
-    import numpy as np
+def _decode_part(part: dict[str, str]) -> Any:
+    """A part of a step as the models take it: str, float32 samples (n,), or a PIL image."""
     from PIL import Image
 
+    from echosight.audio.pcm import pcm_to_float
+
     if "text" in part:
-        return MARKS.sub("", part["text"])
+        return SPECIAL_TOKENS.sub("", part["text"])
     if "pcm" in part:
-        return np.frombuffer(base64.b64decode(part["pcm"]), "<i2").astype(np.float32) / np.float32(32_768)
+        return pcm_to_float(base64.b64decode(part["pcm"]))
     return Image.open(io.BytesIO(base64.b64decode(part["image"]))).convert("RGB")
 
 
-def _long_enough(part: Any) -> Any:
-    """Sounds of a tenth of a second at least: the encoder makes no token of less."""
+def _pad_audio(part: Any) -> Any:
+    """Audio of at least `MIN_SAMPLES`; anything else as it is."""
     import numpy as np
 
-    if isinstance(part, np.ndarray) and len(part) < SHORTEST:
-        return np.pad(part, (0, SHORTEST - len(part)))
+    if isinstance(part, np.ndarray) and len(part) < MIN_SAMPLES:
+        return np.pad(part, (0, MIN_SAMPLES - len(part)))
     return part
 
 
-def _pcm(wave: Any) -> bytes:
+def _to_pcm(wave: Any) -> bytes:
+    """PCM16 of float samples, a tensor or array of any shape."""
     import numpy as np
 
-    samples = wave.detach().float().cpu().numpy() if hasattr(wave, "detach") else np.asarray(wave)
-    return bytes((np.clip(np.ravel(samples), -1.0, 1.0) * 32_767).astype("<i2").tobytes())
+    from echosight.audio.pcm import float_to_pcm
+
+    return float_to_pcm(wave.detach().float().cpu().numpy() if hasattr(wave, "detach") else np.asarray(wave))
 
 
 def _read_wav(file: Path) -> Any:
+    """The first channel as float32 samples (n,) at `INPUT_SAMPLE_RATE`."""
     import soundfile
 
     samples, rate = soundfile.read(str(file), dtype="float32", always_2d=True)
@@ -227,31 +246,34 @@ def _read_wav(file: Path) -> Any:
 
 
 def load_model(source: str) -> tuple[Any, Any, Path]:
-    """The model, its tokenizer and its folder."""
+    """The model on the GPU in bfloat16, its tokenizer and its folder. Raises `SetupError` where it is not found."""
     import torch
-    from huggingface_hub import snapshot_download
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
-    given = {"trust_remote_code": True, "attn_implementation": "sdpa", "torch_dtype": torch.bfloat16}
-    model: Any = AutoModel.from_pretrained(folder, **given, init_vision=True, init_audio=True, init_tts=True)
+    from echosight.engines.runtime.huggingface.source import fetch
+
+    # All files: the remote code and its assets have no fixed names.
+    folder = fetch(source, ["*"])
+    kwargs = {"trust_remote_code": True, "attn_implementation": "sdpa", "torch_dtype": torch.bfloat16}
+    model: Any = AutoModel.from_pretrained(folder, **kwargs, init_vision=True, init_audio=True, init_tts=True)
     model = model.eval().cuda()
     model.init_tts()
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True), folder
 
 
-def talker_of(model: Any, tokenizer: Any, folder: Path) -> Talker:
-    """By what the model can do: its code carries no version that could be trusted."""
-    kind = Talker45 if hasattr(model, "init_token2wav_cache") else Talker26
-    return kind(model, tokenizer, folder)
+def wrap_model(model: Any, tokenizer: Any, folder: Path) -> MiniCpm:
+    """The interface to a loaded model; its methods tell the version, because the remote code has no version number."""
+    cls = MiniCpm45 if hasattr(model, "init_token2wav_cache") else MiniCpm26
+    return cls(model, tokenizer, folder)
 
 
 def main(source: str, loader: str = LOADER) -> None:
+    """Load the model of `source` with `loader`, ``module:function``, and serve it."""
     logging.basicConfig(level=logging.WARNING)
     pipe = WorkerPipe()
     module, _, function = loader.partition(":")
     model, tokenizer, folder = getattr(importlib.import_module(module), function)(source)
-    Host(pipe, talker_of(model, tokenizer, folder)).run()
+    WorkerLoop(pipe, wrap_model(model, tokenizer, folder)).run()
 
 
 if __name__ == "__main__":

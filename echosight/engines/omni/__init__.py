@@ -1,16 +1,15 @@
 """Omni models (Qwen2.5-Omni, Qwen3-Omni) in plain transformers: they hear and see while the user speaks, and speak.
 
-A conversation's keys and values are kept in two caches, the thinker's and the talker's, and are always what a fresh
-computation over the conversation's items would give. The parts, from the bottom up:
+Two KV caches of a conversation, the thinker's and the talker's, always equal those of a fresh computation over the
+conversation's items. From the bottom up:
 
-- ``mel`` a log-mel spectrogram of audio in packets; ``positions`` three-dimensional positions; ``tokens``
-- ``rows`` caches of answers that decode together; ``graphs`` CUDA graphs; ``sampling``
-- ``vocoder`` and ``dit`` codes to samples; ``words`` when words are spoken
-- ``state`` where an answer stands; ``model`` what both families share, ``qwen2_5`` and ``qwen3`` what they do not;
-  ``assemble`` which is which
-- ``context`` a conversation's caches; ``turn`` the user's turn; ``memory`` caches in line with the conversation
-- ``answer`` one answer; ``stage`` all that happens in the model's thread; ``rounds`` steps of all answers, merged
-- ``engine`` and ``load``
+- ``graphs`` CUDA graphs; ``vocoder`` codec frames to samples; ``word_timer`` times of spoken words
+- ``models`` both model families, their common base, KV caches, positions, tokens and spectrogram
+- ``context`` writes to a conversation's caches; ``user_turn`` writes a turn while the user speaks;
+  ``conversation_cache`` keeps the caches in line with the conversation
+- ``generation`` one reply; ``model_runner`` everything that runs in the model's thread; ``batch_scheduler`` merges the
+  steps of all replies
+- ``engine`` the `Engine`; ``load`` from a model's name to an engine
 
-Only ``load`` and ``engine`` may be imported without torch.
+Only ``load``, ``engine`` and ``batch_scheduler`` may be imported without torch.
 """

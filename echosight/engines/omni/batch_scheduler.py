@@ -1,4 +1,4 @@
-"""Steps of all answers in progress, merged: one call into the model's thread moves all whose readers keep up."""
+"""Merges the steps of all replies in progress: one call into the model's thread advances all whose readers keep up."""
 
 from __future__ import annotations
 
@@ -9,86 +9,90 @@ from typing import Generic, TypeVar
 from echosight.engines import Chunk
 from echosight.errors import EngineFailure
 
-A = TypeVar("A")
+R = TypeVar("R")
 
-Step = Callable[[Sequence[A]], Awaitable[list[list[Chunk]]]]
+Step = Callable[[Sequence[R]], Awaitable[list[list[Chunk]]]]
 
 
-class Lane(Generic[A]):
-    """An answer on its way to its reader. It moves once the reader has taken what came before: a step ahead at most."""
+class RequestSlot(Generic[R]):
+    """A request in progress. It takes part in a step once its reader has taken all chunks: one step ahead at most."""
 
-    def __init__(self, answer: A) -> None:
-        self.answer = answer
-        self.pieces: list[Chunk] = []
+    def __init__(self, request: R) -> None:
+        self.request = request
+        self.chunks: list[Chunk] = []
         self.error: Exception | None = None
         self.ended = False
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
 
     @property
     def ready(self) -> bool:
-        return not (self.pieces or self.ended or self.error)
+        """Whether the request takes part in the next step."""
+        return not (self.chunks or self.ended or self.error)
 
 
-class Rounds(Generic[A]):
-    """Runs `step` for all lanes that are ready, over and over. `ended` tells whether an answer is over."""
+class BatchScheduler(Generic[R]):
+    """Runs `step` for all requests that are ready, again and again (continuous batching, Orca, Yu et al. 2022).
 
-    def __init__(self, step: Step[A], ended: Callable[[A], bool]) -> None:
+    `is_done` says whether a request is complete.
+    """
+
+    def __init__(self, step: Step[R], is_done: Callable[[R], bool]) -> None:
         self._step = step
-        self._ended = ended
-        self._lanes: list[Lane[A]] = []
+        self._is_done = is_done
+        self._slots: list[RequestSlot[R]] = []
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled; the engine owns the task. Answers that are still read then fail."""
+        """Runs until cancelled, in a task that the engine owns. Requests still in progress then fail."""
         try:
             await self._run()
         finally:
-            self._fail(self._lanes, EngineFailure("The engine was closed"))
+            self._fail(self._slots, EngineFailure("The engine was closed"))
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            # The readers of the last round come first: who is quick to read takes part in every round.
+            # Let the readers of the last step run first, so that fast readers take part in every step.
             await asyncio.sleep(0)
-            ready = [lane for lane in self._lanes if lane.ready]
+            ready = [slot for slot in self._slots if slot.ready]
             if not ready:
                 await self._wake.wait()
                 continue
-            await self._round(ready)
+            await self._step_slots(ready)
 
-    async def read(self, answer: A) -> AsyncGenerator[Chunk]:
-        """The answer's pieces, to its end. Raises what its step raised."""
-        lane = Lane(answer)
-        self._lanes.append(lane)
+    async def stream(self, request: R) -> AsyncGenerator[Chunk]:
+        """The request's chunks until it is complete. Raises the exception of its step."""
+        slot = RequestSlot(request)
+        self._slots.append(slot)
         self._wake.set()
         try:
             while True:
-                await lane.news.wait()
-                lane.news.clear()
-                pieces, lane.pieces = lane.pieces, []
+                await slot.changed.wait()
+                slot.changed.clear()
+                chunks, slot.chunks = slot.chunks, []
                 self._wake.set()
-                for piece in pieces:
-                    yield piece
-                if lane.error is not None:
-                    raise lane.error
-                if lane.ended and not lane.pieces:
+                for chunk in chunks:
+                    yield chunk
+                if slot.error is not None:
+                    raise slot.error
+                if slot.ended and not slot.chunks:
                     return
         finally:
-            self._lanes.remove(lane)
+            self._slots.remove(slot)
 
-    async def _round(self, lanes: list[Lane[A]]) -> None:
+    async def _step_slots(self, slots: list[RequestSlot[R]]) -> None:
         try:
-            pieces = await self._step([lane.answer for lane in lanes])
+            results = await self._step([slot.request for slot in slots])
         except Exception as error:
-            self._fail(lanes, error)
+            self._fail(slots, error)
             return
-        for lane, new in zip(lanes, pieces, strict=True):
-            lane.pieces += new
-            lane.ended = self._ended(lane.answer)
-            if new or lane.ended:
-                lane.news.set()
+        for slot, chunks in zip(slots, results, strict=True):
+            slot.chunks += chunks
+            slot.ended = self._is_done(slot.request)
+            if chunks or slot.ended:
+                slot.changed.set()
 
-    def _fail(self, lanes: Sequence[Lane[A]], error: Exception) -> None:
-        for lane in lanes:
-            lane.error = error
-            lane.news.set()
+    def _fail(self, slots: Sequence[RequestSlot[R]], error: Exception) -> None:
+        for slot in slots:
+            slot.error = error
+            slot.changed.set()

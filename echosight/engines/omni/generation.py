@@ -1,4 +1,7 @@
-"""One answer: thinker, talker and vocoder in lock-step, so that speech starts before the text ends."""
+"""One reply: thinker, talker and vocoder in lock-step, so that speech starts before the text ends.
+
+The talker needs exactly one text token for each codec frame, so it can run one token behind the thinker.
+"""
 
 from __future__ import annotations
 
@@ -8,238 +11,249 @@ from dataclasses import dataclass
 import torch
 
 from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
-from echosight.engines.omni.conversation_cache import Memory, View
-from echosight.engines.omni.model import OmniModel
-from echosight.engines.omni.state import Mouth, Thought
-from echosight.engines.omni.tokens import TextStream
-from echosight.engines.omni.vocoder import Samples, SideStream
-from echosight.engines.omni.word_timer import WordClock
-from echosight.engines.runtime.sampling import Dice, Taste
+from echosight.engines.omni.conversation_cache import ConversationCache, ConversationSnapshot
+from echosight.engines.omni.models.base import OmniModel
+from echosight.engines.omni.models.state import TalkerState, ThinkerState
+from echosight.engines.omni.models.tokens import TextDecoder
+from echosight.engines.omni.vocoder.side_stream import PendingAudio, SideStream
+from echosight.engines.omni.word_timer import TalkerWordTimer
+from echosight.engines.runtime.sampling import Rng, SamplingParams
 from echosight.events import Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How an answer is to be made. `speaker` None: in text only; `instructions` are for this answer alone."""
+class GenerationRequest:
+    """How to generate a reply. `speaker` None means text only; `instructions` are for this reply alone.
 
-    taste: Taste
+    `speech_sampling` None means the model's own parameters.
+    """
+
+    sampling: SamplingParams
     max_tokens: int
     speaker: str | None = None
-    speech_taste: Taste | None = None
+    speech_sampling: SamplingParams | None = None
     instructions: str | None = None
     seed: int | None = None
 
 
-class Answer:
-    """An answer in the making. Owned by the model's thread; `take` empties what it has to say so far."""
+class Generation:
+    """A reply in progress. The model's thread owns it and calls every method, `start` first and `close` last."""
 
-    def __init__(self, model: OmniModel, memory: Memory, view: View, wish: Wish, aside: SideStream) -> None:
+    def __init__(
+        self,
+        model: OmniModel,
+        cache: ConversationCache,
+        snapshot: ConversationSnapshot,
+        request: GenerationRequest,
+        side_stream: SideStream,
+    ) -> None:
         self._model = model
-        self._memory = memory
-        self._view = view
-        self._wish = wish
-        self._dice = Dice(wish.seed)
-        self._aside = aside
-        self._stream = TextStream(model.tokens)
-        self._pieces: list[Chunk] = []
-        self._cues: list[torch.Tensor] = []
-        self.tokens: list[int] = []
+        self._cache = cache
+        self._snapshot = snapshot
+        self._request = request
+        self._rng = Rng(request.seed)
+        self._side_stream = side_stream
+        self._decoder = TextDecoder(model.tokens)
+        self._chunks: list[Chunk] = []
+        self._talker_inputs: list[torch.Tensor] = []
+        """For each computed text token, (1, width)."""
         self._finish = "stop"
-        self._begun = False
+        self._started = False
         self._usage = Usage()
-        self._speech: Speech | None = None
-        self.said = False
+        self.tokens: list[int] = []
+        self.speech: SpeechOutput | None = None
+        self.text_done = False
         """The text is complete."""
         self.done = False
-        self.thought: Thought
+        """Text and speech are complete, or the generation was closed."""
+        self.thinker: ThinkerState
 
-    @property
-    def speech(self) -> Speech | None:
-        return self._speech
+    def start(self) -> None:
+        """Bring the caches in line with the conversation and sample the first token. Raises `EngineFailure`."""
+        model, context, request = self._model, self._cache.context, self._request
+        cached = context.computed
+        self._start, hidden = self._cache.begin_reply(self._snapshot, request.instructions)
+        end = context.end
+        self._usage = Usage(end.text_tokens, end.audio_tokens, end.image_tokens, cached=min(cached, end.thinker_tokens))
+        self._started = True
+        self._max_tokens = min(request.max_tokens, model.limits.context_tokens - end.thinker_tokens - 1)
+        self._prompt_tokens = end.thinker_tokens
+        self.thinker = ThinkerState(-1, end.thinker_position, self._rng, request.sampling)
+        self.thinker.token = model.sample_first_token(hidden, self._rng, request.sampling)
+        model.thinker_batch.add(self.thinker, context.kv.thinker, end.thinker_tokens)
+        if request.speaker is not None and model.has_talker:
+            rng = Rng(None if request.seed is None else request.seed + 1)
+            sampling = request.speech_sampling or model.speech_sampling
+            talker = model.start_talker(context.kv, request.speaker, rng, sampling)
+            self.speech = SpeechOutput(model, talker, request.speaker, request.seed, self._side_stream)
+        self._on_sampled(self.thinker.token)
 
-    def begin(self) -> None:
-        """Bring the caches into line and choose the first token."""
-        model, context = self._model, self._memory.context
-        held = context.computed
-        self._start, hidden = self._memory.prepare_reply(self._view, self._wish.instructions)
-        at = context.at
-        self._usage = Usage(at.text, at.audio, at.image, cached=min(held, at.thinker))
-        self._begun = True
-        self._room = min(self._wish.max_tokens, model.limits.context - at.thinker - 1)
-        self._prompt = at.thinker
-        self.thought = Thought(-1, at.position, self._dice, self._wish.taste)
-        self.thought.token = model.first_token(hidden, self._dice, self._wish.taste)
-        model.thinking.join(self.thought, context.thinker, at.thinker)
-        if self._wish.speaker is not None and model.talks:
-            dice = Dice(None if self._wish.seed is None else self._wish.seed + 1)
-            taste = self._wish.speech_taste or model.speech_taste
-            mouth = model.open_mouth(context, self._wish.speaker, dice, taste)
-            self._speech = Speech(model, mouth, self._wish.speaker, self._wish.seed, self._aside)
-        self._consider(self.thought.token)
-
-    def heed(self, cue: torch.Tensor) -> None:
-        """The token was computed: its cue (1, width), and the next token in `thought`."""
-        self._cues.append(cue)
-        if len(self.tokens) >= self._room:
+    def on_token(self, talker_input: torch.Tensor) -> None:
+        """The thinker computed a token, with its `talker_input` (1, width), and sampled the next into `thinker`."""
+        self._talker_inputs.append(talker_input)
+        if len(self.tokens) >= self._max_tokens:
             self._end_text("length")
         else:
-            self._consider(self.thought.token)
+            self._on_sampled(self.thinker.token)
 
-    def next_cue(self) -> torch.Tensor | None:
-        """What the talker is to be given now (1, width); None where it has to wait or has ended."""
-        speech = self._speech
+    def next_talker_input(self) -> torch.Tensor | None:
+        """The talker's next input (1, width); None where it must wait for the thinker, or has ended."""
+        speech = self.speech
         if speech is None or speech.ended:
             return None
-        at = speech.steps
-        if at < len(self._cues):
-            return self._cues[at]
-        if not self.said:
+        index = speech.steps
+        if index < len(self._talker_inputs):
+            return self._talker_inputs[index]
+        if not self.text_done:
             return None
-        if not self._cues:
-            speech.stay_silent()
+        if not self._talker_inputs:
+            speech.skip()
             return None
-        return self._model.cue_end() if at == len(self._cues) else self._model.cue_pad()
+        is_first = index == len(self._talker_inputs)
+        return self._model.talker_end_input() if is_first else self._model.talker_pad_input()
 
-    def finalize_transcript(self) -> None:
-        """After a step: collect speech, and finish where nothing is left to do."""
-        if self._speech is not None:
-            self._pieces += self._speech.collect()
-        if self.said and not self.done and (self._speech is None or self._speech.delivered):
+    def collect(self) -> None:
+        """After a step: collect speech that is ready, and complete the reply if nothing is left to do."""
+        if self.speech is not None:
+            self._chunks += self.speech.collect()
+        if self.text_done and not self.done and (self.speech is None or self.speech.delivered):
             self._complete()
 
-    def take(self) -> list[Chunk]:
-        pieces, self._pieces = self._pieces, []
-        return pieces
+    def take_chunks(self) -> list[Chunk]:
+        """The chunks since the last call."""
+        chunks, self._chunks = self._chunks, []
+        return chunks
 
-    def end(self) -> None:
-        """Give the rows back. A reply that is not complete is as if it had never begun."""
-        self._leave()
-        if self._begun and not self.done:
-            self._memory.context.back_to(self._start)
+    def close(self) -> None:
+        """Remove the batch rows. Where the reply is incomplete, rewind the caches to the conversation."""
+        self._remove_rows()
+        if self._started and not self.done:
+            self._cache.context.rewind(self._start)
         self.done = True
 
-    def _consider(self, token: int) -> None:
-        if token in self._model.text_ends:
+    def _on_sampled(self, token: int) -> None:
+        if token in self._model.text_stop_tokens:
             self._end_text("stop")
             return
-        text = self._stream.push(token)
-        if self._speech is not None:
-            self._speech.words.give(text, len(self.tokens))
+        text = self._decoder.push(token)
+        if self.speech is not None:
+            self.speech.words.add(text, len(self.tokens))
         self.tokens.append(token)
-        self._say(text)
+        self._emit_text(text)
 
-    def _say(self, text: str) -> None:
+    def _emit_text(self, text: str) -> None:
         if text:
-            self._pieces.append(TextChunk(text))
+            self._chunks.append(TextChunk(text))
 
     def _end_text(self, finish: str) -> None:
-        self.said = True
+        self.text_done = True
         self._finish = finish
-        rest = self._stream.finish()
-        if self._speech is not None:
-            self._speech.words.give(rest, len(self.tokens))
-        self._say(rest)
-        self._model.thinking.hand_over(self.thought, self._memory.context.thinker, self._prompt)
-        self._model.thinking.leave(self.thought)
+        rest = self._decoder.flush()
+        if self.speech is not None:
+            self.speech.words.add(rest, len(self.tokens))
+        self._emit_text(rest)
+        self._model.thinker_batch.export(self.thinker, self._cache.context.kv.thinker, self._prompt_tokens)
+        self._model.thinker_batch.remove(self.thinker)
 
     def _complete(self) -> None:
-        model, context = self._model, self._memory.context
-        self._leave()
-        if self._cues:
-            model.remember_reply(context, torch.cat(self._cues))
-            context.took_reply(len(self._cues))
+        model, context = self._model, self._cache.context
+        self._remove_rows()
+        if self._talker_inputs:
+            model.append_reply(context.kv, torch.cat(self._talker_inputs))
+            context.advance_reply(len(self._talker_inputs))
         context.write(model.tokens.footer, "assistant", bounded=False)
         context.flush()
         self.done = True
-        if self._wish.instructions is None:
-            self._memory.keep_reply(self._stream.text)
+        if self._request.instructions is None:
+            self._cache.keep_reply(self._decoder.text)
         else:
-            # Those instructions are not part of the conversation, so this reply has to be read again without them.
-            context.back_to(self._start)
+            # The reply was computed behind instructions that the conversation does not have.
+            context.rewind(self._start)
         usage = self._usage
-        frames = self._speech.frames if self._speech is not None else 0
+        frames = self.speech.frames if self.speech is not None else 0
         usage = Usage(usage.input_text, usage.input_audio, usage.input_image, usage.cached, len(self.tokens), frames)
-        self._pieces.append(GenerationSummary(usage, self._finish))
+        self._chunks.append(GenerationSummary(usage, self._finish))
 
-    def _leave(self) -> None:
-        if self._begun:
-            self._model.thinking.leave(self.thought)
-            if self._speech is not None:
-                self._speech.leave()
+    def _remove_rows(self) -> None:
+        if self._started:
+            self._model.thinker_batch.remove(self.thinker)
+            if self.speech is not None:
+                self.speech.remove_row()
 
 
-class Speech:
-    """The spoken side of an answer: a mouth, its vocoder, and samples on their way."""
+class SpeechOutput:
+    """The speech of a reply: its talker state, its vocoder, and audio that the GPU may still be computing."""
 
-    def __init__(self, model: OmniModel, mouth: Mouth, speaker: str, seed: int | None, aside: SideStream) -> None:
-        self.mouth = mouth
-        self.words = WordClock(model.frame_ms)
+    def __init__(
+        self, model: OmniModel, talker: TalkerState, speaker: str, seed: int | None, side_stream: SideStream
+    ) -> None:
+        self.talker = talker
+        self.words = TalkerWordTimer(model.codec_frame_ms)
         self.steps = 0
+        """Inputs that the talker has taken."""
+        self.ended = False
+        """The talker makes no more frames."""
+        self.delivered = False
+        """The talker has ended, and all audio was collected."""
         self._model = model
         self._vocoder = model.new_vocoder(speaker, seed)
-        self._aside = aside
-        self._coming: list[Samples] = []
+        self._side_stream = side_stream
+        self._pending: list[PendingAudio] = []
         self._samples = 0
-        self._ended = False
-        self._delivered = False
 
     @property
     def frames(self) -> int:
-        return len(self.mouth.frames)
+        """Codec frames so far."""
+        return len(self.talker.frames)
 
-    @property
-    def ended(self) -> bool:
-        """The talker has no more to say."""
-        return self._ended
+    def skip(self) -> None:
+        """End without speech, because there is no text."""
+        self.ended = True
+        self.remove_row()
 
-    @property
-    def delivered(self) -> bool:
-        """All samples have been collected."""
-        return self._delivered
-
-    def stay_silent(self) -> None:
-        """There is no text to speak."""
-        self._ended = True
-        self.leave()
-
-    def stepped(self) -> None:
-        """The mouth made a step: vocode what has become possible."""
+    def on_step(self) -> None:
+        """The talker made a step: vocode the frames that are complete."""
         self.steps += 1
-        self._ended = self.mouth.ended or self.frames >= self._model.limits.frames
-        if self._ended:
-            self.leave()
-        self._coming += self._aside.run(lambda: self._vocoder.push(self.mouth.frames, final=self._ended))
+        self.ended = self.talker.ended or self.frames >= self._model.limits.speech_frames
+        if self.ended:
+            self.remove_row()
+        self._pending += self._side_stream.run(lambda: self._vocoder.push(self.talker.frames, final=self.ended))
 
     def collect(self) -> list[Chunk]:
-        """Speech that is ready; all of it once the talker has ended."""
-        pieces: list[Chunk] = []
-        while self._coming and (self._ended or self._coming[0].ready):
-            pcm = self._coming.pop(0).pcm()
+        """The audio that is ready; waits for the rest once the talker has ended."""
+        chunks: list[Chunk] = []
+        while self._pending and (self.ended or self._pending[0].ready):
+            pcm = self._pending.pop(0).pcm()
             start, self._samples = self._samples, self._samples + len(pcm) // 2
-            final = self._ended and not self._coming
-            words = self.words.spoken(self._ms(start), self._ms(self._samples), final=final)
-            pieces.append(SpeechChunk(pcm, words))
-        self._delivered = self._ended and not self._coming
-        return pieces
+            final = self.ended and not self._pending
+            words = self.words.words_between(self._to_ms(start), self._to_ms(self._samples), final=final)
+            chunks.append(SpeechChunk(pcm, words))
+        self.delivered = self.ended and not self._pending
+        return chunks
 
-    def leave(self) -> None:
-        self._model.talking.leave(self.mouth)
+    def remove_row(self) -> None:
+        """Remove the row from the talker's batch, if it is still there."""
+        self._model.talker_batch.remove(self.talker)
 
-    def _ms(self, samples: int) -> float:
+    def _to_ms(self, samples: int) -> float:
         return samples * 1000 / self._model.output_rate
 
 
-def advance(model: OmniModel, answers: Sequence[Answer]) -> None:
-    """One step of all these answers together: a token of text where text is due, a frame of speech where speech is."""
-    thinking = [answer for answer in answers if not answer.said]
+def step(model: OmniModel, generations: Sequence[Generation]) -> None:
+    """One step of all these generations together: a text token where the text goes on, a codec frame where possible."""
+    thinking = [generation for generation in generations if not generation.text_done]
     if thinking:
-        cues = model.think([answer.thought for answer in thinking])
-        for answer, cue in zip(thinking, cues, strict=True):
-            answer.heed(cue[None])
-    talking = [(speech, cue) for a in answers if (cue := a.next_cue()) is not None and (speech := a.speech) is not None]
+        talker_inputs = model.step_thinker([generation.thinker for generation in thinking])
+        for generation, talker_input in zip(thinking, talker_inputs, strict=True):
+            generation.on_token(talker_input[None])
+    talking = [
+        (speech, talker_input)
+        for generation in generations
+        if (talker_input := generation.next_talker_input()) is not None and (speech := generation.speech) is not None
+    ]
     if talking:
-        model.talk([speech.mouth for speech, _ in talking], torch.cat([cue for _, cue in talking]))
+        model.step_talker([speech.talker for speech, _ in talking], torch.cat([each for _, each in talking]))
         for speech, _ in talking:
-            speech.stepped()
-    for answer in answers:
-        answer.finalize_transcript()
+            speech.on_step()
+    for generation in generations:
+        generation.collect()

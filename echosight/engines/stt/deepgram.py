@@ -275,6 +275,6 @@ class ResultBuffer:
         self.finalized = self.finalized or bool(message.get("from_finalize"))
 
 
-def create_stt(model: str | None, settings: Settings) -> DeepgramSTT:
+def make_stt(model: str | None, settings: Settings) -> DeepgramSTT:
     """`model`: Deepgram's name of one, nova-3 without. Raises `SetupError` where there is no key."""
     return DeepgramSTT(settings.deepgram_url, deepgram_key(settings), model or DEFAULT_MODEL, settings.language)

@@ -100,6 +100,6 @@ class SphinxStream:
             self._partial = frame.payload.decode()
 
 
-def create_stt(argument: str | None, settings: Settings) -> SphinxSTT:
+def make_stt(argument: str | None, settings: Settings) -> SphinxSTT:
     """There is one model, so `argument` is not used."""
     return SphinxSTT(settings.speech_workers)

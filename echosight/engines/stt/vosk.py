@@ -126,7 +126,7 @@ class VoskStream:
         self._words += [(round(1000 * word["start"]), word["word"]) for word in words]
 
 
-def create_stt(argument: str | None, settings: Settings) -> VoskSTT:
+def make_stt(argument: str | None, settings: Settings) -> VoskSTT:
     """`argument`: the folder of a model, VOSK_MODEL_PATH without. Raises `SetupError`."""
     require_extra("Vosk", "vosk", extra="vosk", flag="--stt vosk")
     path = argument or settings.vosk_model_path

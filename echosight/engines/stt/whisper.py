@@ -198,7 +198,7 @@ def _words(segments: list[Segment], offset_ms: int) -> list[TimedWord]:
     return [word for segment in segments for word in segment.words_after(offset_ms)]
 
 
-def create_stt(argument: str | None, settings: Settings) -> WhisperSTT:
+def make_stt(argument: str | None, settings: Settings) -> WhisperSTT:
     """`argument`: a size (``small``, ``distil-large-v3``…), a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
     require_extra("Whisper", "faster_whisper", extra="whisper", flag=f"--stt whisper:{source}")

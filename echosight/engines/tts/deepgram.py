@@ -53,6 +53,6 @@ class DeepgramTTS:
                 yield chunk
 
 
-def create_tts(voice: str | None, settings: Settings) -> DeepgramTTS:
+def make_tts(voice: str | None, settings: Settings) -> DeepgramTTS:
     """Raises `SetupError` where there is no key."""
     return DeepgramTTS(settings.deepgram_url, deepgram_key(settings), voice or DEFAULT_VOICE)

@@ -83,7 +83,7 @@ class EspeakTTS:
         ).encode()
 
 
-def create_tts(argument: str | None, settings: Settings) -> EspeakTTS:
+def make_tts(argument: str | None, settings: Settings) -> EspeakTTS:
     """`argument`: the default voice, such as ``de`` or ``en-us+f3``."""
     return EspeakTTS(language=argument or settings.language or "en-us")
 

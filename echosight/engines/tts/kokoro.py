@@ -86,7 +86,7 @@ def word_times(text: str, phonemes: Sequence[tuple[str, float]]) -> tuple[Word, 
     return tuple(Word(round(1000 * seconds), word.end()) for seconds, word in zip(starts, written, strict=True))
 
 
-def create_tts(argument: str | None, settings: Settings) -> LocalTTS:
+def make_tts(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: the folder of Kokoro's two files. Raises `SetupError`."""
     require_extra("Kokoro", "kokoro_onnx", extra="kokoro", flag="--tts kokoro")
     model, voices = find_files([argument] if argument else FOLDERS)

@@ -90,7 +90,7 @@ class PiperProgram:
                 await asyncio.shield(child.communicate())
 
 
-def create_tts(argument: str | None, settings: Settings) -> LocalTTS | PiperProgram:
+def make_tts(argument: str | None, settings: Settings) -> LocalTTS | PiperProgram:
     """`argument`: the .onnx file of a voice, with its .onnx.json in the same folder. Raises `SetupError`."""
     program = settings.piper_exe_path and Path(settings.piper_exe_path).expanduser()
     if not program:

@@ -56,7 +56,7 @@ class SystemVoiceModel:
                 raise RuntimeError(f"the system's voice wrote no WAV file: {error}") from error
 
 
-def create_tts(argument: str | None, settings: Settings) -> LocalTTS:
+def make_tts(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: one of pyttsx3's drivers (sapi5, nsss, espeak…), by default the system's. Raises `SetupError`."""
     require_extra("A system voice", "pyttsx3", extra="pyttsx3", flag="--tts pyttsx3")
     return LocalTTS("pyttsx3", lambda: load_model(argument), 22_050)

@@ -47,7 +47,7 @@ class VitsModel:
         yield from split_into_chunks(text, float_to_pcm(output.waveform.float().cpu().numpy()), self.rate)
 
 
-def create_tts(argument: str | None, settings: Settings) -> LocalTTS:
+def make_tts(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
     require_extra("A VITS voice", "torch", "transformers", extra="local", flag=f"--tts vits:{source}")

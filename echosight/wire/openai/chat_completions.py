@@ -1,9 +1,7 @@
-"""The chat completions dialect: messages as a conversation, an answer as a completion or as chunks of one."""
+"""The chat completions dialect: messages become a conversation, a response becomes a completion or chunks of one."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, Self
@@ -13,86 +11,97 @@ from pydantic_core import PydanticCustomError
 
 from echosight.audio.formats import decode_audio
 from echosight.audio.resampling import resample
-from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, ToolCall, ToolResult
+from echosight.conversation import (
+    AudioPart,
+    Conversation,
+    ImagePart,
+    Item,
+    Part,
+    TextPart,
+    ToolCall,
+    ToolResult,
+    pcm_part,
+)
 from echosight.engines import Chunk, GenerationSummary, TextChunk, ToolCallChunk
 from echosight.errors import WireError
 from echosight.events import Usage
 from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
-from echosight.vision.images import read_data_uri, read_image
+from echosight.vision.images import read_image
+from echosight.wire.fields import decode_base64, read_data_uri
 
 Json = dict[str, Any]
 
-_FINISH = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+_FINISH_REASONS = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 
-class Open(BaseModel):
-    """Fields that nothing here depends on are passed over."""
+class LenientModel(BaseModel):
+    """Ignores unknown fields: clients send many that do not matter to the server."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class Function(Open):
+class CalledFunction(LenientModel):
     name: str
     arguments: str = ""
 
 
-class Call(Open):
+class FunctionToolCall(LenientModel):
     id: str
-    function: Function
+    function: CalledFunction
 
 
-class Picture(Open):
+class ImageUrl(LenientModel):
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class Sound(Open):
+class InputAudio(LenientModel):
     data: str
     format: str = "wav"
 
 
-class Content(Open):
+class Content(LenientModel):
     type: Literal["text", "image_url", "input_audio", "refusal"]
     text: str = ""
-    image_url: Picture | None = None
-    input_audio: Sound | None = None
+    image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
 
 
-class Message(Open):
+class Message(LenientModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Content] | None = None
-    tool_calls: list[Call] = []
+    tool_calls: list[FunctionToolCall] = []
     tool_call_id: str = ""
 
 
-class Signature(BaseModel):
-    """A function that may be called, as it is written."""
+class FunctionSpec(BaseModel):
+    """A function that the model may call; all its fields go to the model."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
 
 
-class Tool(Open):
+class Tool(LenientModel):
     type: Literal["function"] = "function"
-    function: Signature
+    function: FunctionSpec
 
 
-class NamedTool(Open):
+class NamedTool(LenientModel):
     type: Literal["function"]
-    function: Signature
+    function: FunctionSpec
 
 
-class PlainFormat(Open):
+class PlainFormat(LenientModel):
     type: Literal["text"]
 
 
-class StreamOptions(Open):
+class StreamOptions(LenientModel):
     include_usage: bool = False
 
 
-class Request(Open):
+class Request(LenientModel):
     """The body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -106,7 +115,7 @@ class Request(Open):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    # Who asks for these cannot do without, so they are refused rather than passed over.
+    # Clients that set these depend on them, so they are refused rather than ignored.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     response_format: PlainFormat | None = None
@@ -114,7 +123,7 @@ class Request(Open):
     functions: None = None
 
     @model_validator(mode="after")
-    def _known_tool(self) -> Self:
+    def _require_known_tool(self) -> Self:
         named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
         if named is not None and named not in [tool.function.name for tool in self.tools]:
             raise PydanticCustomError("tool_choice", f"tool_choice names none of the tools: '{named}'")
@@ -122,14 +131,14 @@ class Request(Open):
 
     @property
     def stops(self) -> list[str]:
-        """What the answer ends before."""
+        """The sequences that the response ends before."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def conversation(self, max_pixels: int, max_seconds: float) -> Conversation:
-        """The messages as a conversation. Raises `InputError` naming the one at fault."""
+        """The messages as a conversation. Raises `InputError` that names the message at fault."""
         items: list[Item] = []
-        for at, message in enumerate(self.messages):
-            parts = tuple(_parts(message, f"messages[{at}].content", max_pixels, max_seconds))
+        for index, message in enumerate(self.messages):
+            parts = tuple(_parts(message, f"messages[{index}].content", max_pixels, max_seconds))
             if message.role == "tool":
                 items.append(Item("tool", (ToolResult(message.tool_call_id, _text(parts)),)))
                 continue
@@ -137,26 +146,22 @@ class Request(Open):
                 items.append(Item("system" if message.role == "developer" else message.role, parts))
             calls = (ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
             items += [Item("assistant", (call,)) for call in calls]
-        return Conversation(tools=tuple(_flat(tool) for tool in self.tools), items=items)
-
-    @property
-    def _choice(self) -> str | Json:
-        choice = self.tool_choice
-        return choice if isinstance(choice, str) else {"type": "function", "name": choice.function.name}
+        return Conversation(tools=tuple(_flatten_tool(tool) for tool in self.tools), items=items)
 
     @property
     def options(self) -> GenerateOptions:
+        choice = self.tool_choice
         return GenerateOptions(
             speech=False,
             max_output_tokens=self.max_completion_tokens or self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            tool_choice=self._choice,
+            tool_choice=choice if isinstance(choice, str) else {"type": "function", "name": choice.function.name},
         )
 
 
-def _flat(tool: Tool) -> Json:
-    """Sessions hold functions as the Realtime protocol writes them."""
+def _flatten_tool(tool: Tool) -> Json:
+    """A conversation holds functions as the Realtime protocol writes them."""
     return {"type": "function", **tool.function.model_dump(exclude_unset=True)}
 
 
@@ -164,34 +169,31 @@ def _text(parts: tuple[Part, ...]) -> str:
     return " ".join(part.text for part in parts if isinstance(part, TextPart))
 
 
-def _parts(message: Message, where: str, max_pixels: int, max_seconds: float) -> Iterator[Part]:
+def _parts(message: Message, path: str, max_pixels: int, max_seconds: float) -> Iterator[Part]:
     if isinstance(message.content, str):
         yield TextPart(message.content)
         return
-    for at, content in enumerate(message.content or []):
-        param = f"{where}[{at}]"
+    for index, content in enumerate(message.content or []):
+        param = f"{path}[{index}]"
         if content.type == "input_audio" and content.input_audio is not None:
-            yield _speech(content.input_audio, param, max_seconds)
+            yield _audio_part(content.input_audio, param, max_seconds)
         elif content.type == "image_url" and content.image_url is not None:
-            picture = content.image_url
-            yield ImagePart(read_image(read_data_uri(picture.url), max_pixels), detail=picture.detail)
+            data = read_data_uri(content.image_url.url)
+            yield ImagePart(read_image(data, max_pixels), detail=content.image_url.detail)
         elif content.type in ("text", "refusal"):
             yield TextPart(content.text)
         else:
             raise WireError(f"{param}.{content.type} is missing", code="missing_required_parameter", param=param)
 
 
-def _speech(sound: Sound, param: str, max_seconds: float) -> AudioPart:
-    try:
-        data = base64.b64decode(sound.data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise WireError(f"{param}.input_audio.data is not base64", code="invalid_value", param=param) from error
-    chunk = resample(decode_audio(data, sound.format, max_seconds=max_seconds), INPUT_SAMPLE_RATE)
-    return AudioPart(chunk.pcm, duration_ms=chunk.samples * 1000 // INPUT_SAMPLE_RATE)
+def _audio_part(audio: InputAudio, param: str, max_seconds: float) -> AudioPart:
+    message = f"{param}.input_audio.data is not base64"
+    data = decode_base64(audio.data, param, message=message, code="invalid_value")
+    return pcm_part(resample(decode_audio(data, audio.format, max_seconds=max_seconds), INPUT_SAMPLE_RATE).pcm)
 
 
-class Stop:
-    """Looks for the sequences that an answer ends before, and holds back what may be the beginning of one."""
+class StopSequences:
+    """Finds the sequences that a response ends before, and holds back text that may be the beginning of one."""
 
     def __init__(self, sequences: Collection[str]) -> None:
         self.found = False
@@ -199,94 +201,99 @@ class Stop:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What may be told, now that `text` has come."""
+        """The text that can be sent, now that `text` was generated."""
         held = self._held + text
-        found = [at for sequence in self._sequences if (at := held.find(sequence)) >= 0]
-        if found:
+        positions = [index for sequence in self._sequences if (index := held.find(sequence)) >= 0]
+        if positions:
             self.found, self._held = True, ""
-            return held[: min(found)]
-        begun = (n for sequence in self._sequences for n in range(1, len(sequence)) if held.endswith(sequence[:n]))
-        told = len(held) - max(begun, default=0)
-        self._held = held[told:]
-        return held[:told]
+            return held[: min(positions)]
+        overlaps = (n for sequence in self._sequences for n in range(1, len(sequence)) if held.endswith(sequence[:n]))
+        safe = len(held) - max(overlaps, default=0)
+        self._held = held[safe:]
+        return held[:safe]
 
-    def rest(self) -> str:
-        """What was held back in vain."""
+    def flush(self) -> str:
+        """The text that was held back, at the end of the response."""
         held, self._held = self._held, ""
         return held
 
 
-class Completion:
-    """An answer, put together or told piece by piece."""
+class CompletionBuilder:
+    """Builds a completion from what the engine generates: as a whole, or as chunks for a stream."""
 
     def __init__(self, completion_id: str, model: str, stops: Collection[str] = ()) -> None:
-        self._head = {"id": completion_id, "created": int(time.time()), "model": model}
+        self._common = {"id": completion_id, "created": int(time.time()), "model": model}
         self._text = ""
-        self._stop = Stop(stops)
+        self._stops = StopSequences(stops)
         self._calls: dict[str, Json] = {}
         self._summary = GenerationSummary()
 
-    def begin(self) -> Json:
+    def start(self) -> Json:
+        """The first chunk."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def take(self, piece: Chunk) -> Json | None:
-        """The chunk that tells of a piece; None where there is nothing to tell."""
-        match piece:
+    def feed(self, generated: Chunk) -> Json | None:
+        """The chunk to send for a piece of the engine's output; None where there is nothing to send yet."""
+        match generated:
             case TextChunk(text):
-                return self._say(self._stop.push(text))
+                return self._add_text(self._stops.push(text))
             case ToolCallChunk():
-                return self._chunk({"tool_calls": [self._call(piece)]})
+                return self._chunk({"tool_calls": [self._add_call(generated)]})
             case GenerationSummary():
-                self._summary = piece
+                self._summary = generated
         return None
 
     @property
     def stopped(self) -> bool:
-        """Whether the answer has come to what it ends before."""
-        return self._stop.found
+        """Whether the response has come to one of its stop sequences."""
+        return self._stops.found
 
-    def _say(self, text: str) -> Json | None:
-        self._text += text
-        return self._chunk({"content": text}) if text else None
-
-    def _call(self, piece: ToolCallChunk) -> Json:
-        told: Json = {"index": len(self._calls), "function": {"arguments": piece.arguments}}
-        if (known := self._calls.get(piece.call_id)) is None:
-            told |= {"id": piece.call_id, "type": "function"}
-            told["function"]["name"] = piece.name
-            self._calls[piece.call_id] = {**told, "function": dict(told["function"])}
-        else:
-            told["index"] = known["index"]
-            known["function"]["arguments"] += piece.arguments
-        return told
-
-    def end(self, include_usage: bool) -> Iterator[Json]:
+    def finish(self, include_usage: bool) -> Iterator[Json]:
         """The last chunks."""
-        if (held := self._say(self._stop.rest())) is not None:
+        if (held := self._add_text(self._stops.flush())) is not None:
             yield held
-        yield self._chunk({}, self._finish)
+        yield self._chunk({}, self._finish_reason)
         if include_usage:
-            yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(self._summary.usage)}
+            usage = _usage(self._summary.usage)
+            yield {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def whole(self) -> Json:
+    def to_json(self) -> Json:
+        """The whole completion."""
         message: Json = {"role": "assistant", "content": self._text or None, "refusal": None}
         if self._calls:
             calls = [{key: call[key] for key in ("id", "type", "function")} for call in self._calls.values()]
             message["tool_calls"] = calls
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish_reason}
         usage = _usage(self._summary.usage)
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return {**self._common, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    def _add_text(self, text: str) -> Json | None:
+        self._text += text
+        return self._chunk({"content": text}) if text else None
+
+    def _add_call(self, generated: ToolCallChunk) -> Json:
+        """The delta of a call; its id and the function's name are in the first one only."""
+        delta: Json = {"index": len(self._calls), "function": {"arguments": generated.arguments}}
+        if (call := self._calls.get(generated.call_id)) is None:
+            delta |= {"id": generated.call_id, "type": "function"}
+            delta["function"]["name"] = generated.name
+            self._calls[generated.call_id] = {**delta, "function": dict(delta["function"])}
+        else:
+            delta["index"] = call["index"]
+            call["function"]["arguments"] += generated.arguments
+        return delta
 
     @property
-    def _finish(self) -> str:
-        return "tool_calls" if self._calls else _FINISH.get(self._summary.finish, "stop")
+    def _finish_reason(self) -> str:
+        return "tool_calls" if self._calls else _FINISH_REASONS.get(self._summary.finish, "stop")
 
-    def _chunk(self, delta: Json, finish: str | None = None) -> Json:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+    def _chunk(self, delta: Json, finish_reason: str | None = None) -> Json:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def _usage(usage: Usage) -> Json:
-    read = usage.input_text + usage.input_audio + usage.input_image
-    made = usage.output_text + usage.output_audio
-    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+    prompt_tokens = usage.input_text + usage.input_audio + usage.input_image
+    completion_tokens = usage.output_text + usage.output_audio
+    total_tokens = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total_tokens}

@@ -1,4 +1,4 @@
-"""GA, beta and bridge: what each calls the same things. Everything is written in GA and translated here."""
+"""GA, beta and bridge: the names that each has for the same things. All other files write GA; it is translated here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echosight.errors import WireError
-from echosight.wire.realtime.fields import invalid
+from echosight.wire.realtime.fields import invalid_value
 
 Json = dict[str, Any]
 
@@ -16,7 +16,7 @@ FORMATS: dict[str, Json] = {
     "g711_ulaw": {"type": "audio/pcmu"},
     "g711_alaw": {"type": "audio/pcma"},
 }
-_FORMAT_NAMES = {form["type"]: name for name, form in FORMATS.items()}
+_FORMAT_NAMES = {audio_format["type"]: name for name, audio_format in FORMATS.items()}
 
 _FLAT: dict[str, tuple[str, ...]] = {
     "modalities": ("output_modalities",),
@@ -29,9 +29,9 @@ _FLAT: dict[str, tuple[str, ...]] = {
     "turn_detection": ("audio", "input", "turn_detection"),
     "max_response_output_tokens": ("max_output_tokens",),
 }
-"""Where the flat fields of a session lie in the nested one."""
+"""The paths of the flat fields of a session in the nested one."""
 
-_SAME = ("model", "instructions", "tools", "tool_choice", "tracing", "include")
+_SHARED = ("model", "instructions", "tools", "tool_choice", "tracing", "include")
 _ONLY_RESPONSE = ("conversation", "input", "metadata", "max_output_tokens")
 
 _BETA_NAMES: dict[str, str | None] = {
@@ -61,7 +61,11 @@ _BETA_CONTENT = {"output_text": "text", "output_audio": "audio"}
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One of the three. `flat`: sessions and responses have no ``audio``; `content` renames content types."""
+    """One of the three.
+
+    `flat`: sessions and responses have no ``audio`` object. `names` renames server events (None: not sent), `content`
+    renames content types.
+    """
 
     name: str
     flat: bool = False
@@ -69,7 +73,7 @@ class Dialect:
     content: dict[str, str] = field(default_factory=dict)
 
     def translate(self, event: Json) -> Iterator[Json]:
-        """The events of this dialect for one of GA."""
+        """The events of this dialect for one of GA's."""
         name = self.names.get(event["type"], event["type"])
         if not self.flat:
             yield event
@@ -78,11 +82,11 @@ class Dialect:
                 name = f"transcription_{name}"
             if self is BRIDGE and name == "response.done" and event["response"]["status"] == "cancelled":
                 yield {"type": "response.cancelled", "response": {"id": event["response"]["id"]}}
-            yield self._flattened({**event, "type": name})
+            yield self._flatten({**event, "type": name})
 
-    def _flattened(self, event: Json) -> Json:
+    def _flatten(self, event: Json) -> Json:
         if "session" in event:
-            event["session"] = flat_session(event["session"])
+            event["session"] = flatten_session(event["session"])
         if "response" in event:
             event["response"] = self._response(event["response"])
         if "item" in event:
@@ -117,22 +121,22 @@ BRIDGE = Dialect("bridge", True, _BRIDGE_NAMES)
 
 
 def is_flat(session: Any) -> bool:
-    """Whether a session.update speaks a flat dialect: by its fields, and the missing ``type``."""
+    """Whether a session.update is of a flat dialect: it has flat fields, and no ``type``."""
     return isinstance(session, dict) and "type" not in session and not _FLAT.keys().isdisjoint(session)
 
 
-def flat_session(session: Json) -> Json:
-    """A session as beta clients see it."""
-    flat = {key: session[key] for key in ("id", "object", "expires_at", *_SAME) if key in session}
+def flatten_session(session: Json) -> Json:
+    """A nested session as beta clients see it."""
+    flat = {key: session[key] for key in ("id", "object", "expires_at", *_SHARED) if key in session}
     for name, path in _FLAT.items():
         value: Any = session
         for step in path:
             value = value.get(step) if isinstance(value, dict) else None
-        flat[name] = _written(name, value)
+        flat[name] = _write_field(name, value)
     return flat | {"temperature": session.get("temperature", 0.8)}
 
 
-def _written(name: str, value: Any) -> Any:
+def _write_field(name: str, value: Any) -> Any:
     if name.endswith("_format"):
         return None if value is None else _FORMAT_NAMES[value["type"]]
     return _modalities(value) if name == "modalities" else value
@@ -142,21 +146,21 @@ def _modalities(output: list[str] | None) -> list[str]:
     return ["text"] if output in (["text"], None) else ["text", "audio"]
 
 
-def nested(flat: Any, place: str) -> Json:
-    """The flat fields of a session or response as GA's. Raises `WireError` on those that are neither.
+def unflatten(flat: Any, path: str) -> Json:
+    """The flat fields of a session or response as GA nests them. Raises `WireError` for unknown fields.
 
-    ``temperature`` stays, at the top: GA has no place for it.
+    ``temperature`` stays at the top: GA has no such field.
     """
     if not isinstance(flat, dict):
-        raise WireError(f"Invalid type for '{place}': expected an object.", code="invalid_type", param=place)
-    known = (*_SAME, *_ONLY_RESPONSE) if place == "response" else (*_SAME, "client_secret")
+        raise WireError(f"Invalid type for '{path}': expected an object.", code="invalid_type", param=path)
+    known = (*_SHARED, *_ONLY_RESPONSE) if path == "response" else (*_SHARED, "client_secret")
     patch: Json = {}
     for name, value in flat.items():
-        param = f"{place}.{name}"
+        param = f"{path}.{name}"
         if name in _FLAT:
-            _place(patch, _FLAT[name], _read(name, value, param))
+            _set_path(patch, _FLAT[name], _read_field(name, value, param))
         elif name == "temperature":
-            patch[name] = _temperature(value, param)
+            patch[name] = _read_temperature(value, param)
         elif name in known:
             patch[name] = value
         else:
@@ -165,42 +169,42 @@ def nested(flat: Any, place: str) -> Json:
     return patch
 
 
-def in_flat_words(error: WireError) -> WireError:
-    """An error about a nested field as one about the flat field that was sent."""
-    place, _, inside = (error.param or "").partition(".")
+def flatten_error(error: WireError) -> WireError:
+    """An error that names a nested field as one that names the flat field that the client sent."""
+    container, _, field = (error.param or "").partition(".")
     for name, path in _FLAT.items():
         nested_name = ".".join(path)
-        if inside == nested_name or inside.startswith((f"{nested_name}.", f"{nested_name}[")):
-            param = f"{place}.{name}{inside[len(nested_name) :]}"
+        if field == nested_name or field.startswith((f"{nested_name}.", f"{nested_name}[")):
+            param = f"{container}.{name}{field[len(nested_name) :]}"
             return WireError(error.message.replace(f"'{error.param}'", f"'{param}'"), code=error.code, param=param)
     return error
 
 
-def _place(patch: Json, path: tuple[str, ...], value: Any) -> None:
+def _set_path(patch: Json, path: tuple[str, ...], value: Any) -> None:
     *outer, last = path
     for step in outer:
         patch = patch.setdefault(step, {})
     patch[last] = value
 
 
-def _read(name: str, value: Any, param: str) -> Any:
+def _read_field(name: str, value: Any, param: str) -> Any:
     if name.endswith("_format") and value is not None:
         if not isinstance(value, str) or value not in FORMATS:
             supported = ", ".join(f"'{known}'" for known in FORMATS)
-            raise invalid(f"Invalid value: '{value}'. Supported values are: {supported}.", param)
+            raise invalid_value(f"Invalid value: '{value}'. Supported values are: {supported}.", param)
         return FORMATS[value]
     if name == "turn_detection" and isinstance(value, dict) and value.get("type") == "none":
         return None
     if name == "modalities":
         if not isinstance(value, list) or not value or not set(map(str, value)) <= {"text", "audio"}:
-            raise invalid(f"Invalid value for '{param}': expected ['text'] or ['text', 'audio'].", param)
+            raise invalid_value(f"Invalid value for '{param}': expected ['text'] or ['text', 'audio'].", param)
         return ["audio"] if "audio" in value else ["text"]
     return value
 
 
-def _temperature(value: Any, param: str) -> float | None:
+def _read_temperature(value: Any, param: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
-        raise invalid(f"Invalid value for '{param}': expected a number between 0 and 2.", param)
+        raise invalid_value(f"Invalid value for '{param}': expected a number between 0 and 2.", param)
     return float(value)

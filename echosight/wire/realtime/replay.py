@@ -1,4 +1,4 @@
-"""What was sent to a client, by event id, so that one that lost its socket gets what it missed."""
+"""The events that were sent, by id, so that a client that lost its socket receives the ones it missed."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import secrets
 from collections import deque
 from typing import Any
 
-import orjson
+from echosight.wire.fields import write_json
 
 MAX_DIGITS = 18
 
 KEEP_BYTES = 1 << 20
-"""Twelve seconds of speech: more than a lost connection can have swallowed."""
+"""Twelve seconds of speech: more than the buffers of a lost connection can hold."""
 
 
 class ReplayBuffer:
-    """Numbers events and keeps the latest ones, as they were sent."""
+    """Numbers events and keeps the latest ones, as they were sent: at most `keep_bytes` characters of JSON."""
 
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._prefix = f"event_{secrets.token_hex(5)}"
         self._next = 1
-        self._answer = 1
+        self._response_start = 1
         self._sent: deque[str] = deque()
         self._bytes = 0
-        self._keep = keep_bytes
+        self._keep_bytes = keep_bytes
 
     def add(self, event: dict[str, Any]) -> str:
-        """The event as a message, under an id of its own."""
-        message = orjson.dumps({"event_id": f"{self._prefix}_{self._next:06d}", **event}).decode()
+        """The event as a JSON message, with an ``event_id`` of its own."""
+        message = write_json({"event_id": f"{self._prefix}_{self._next:06d}", **event})
         self._next += 1
         self._sent.append(message)
         self._bytes += len(message)
-        while self._bytes > self._keep:
+        while self._bytes > self._keep_bytes:
             self._bytes -= len(self._sent.popleft())
         return message
 
-    def begin_answer(self) -> None:
-        """An answer begins: of those before it, only the last one is still kept."""
-        while self._sent and self._next - len(self._sent) < self._answer:
+    def begin_response(self) -> None:
+        """A response begins: drop all events from before the previous response."""
+        while self._sent and self._next - len(self._sent) < self._response_start:
             self._bytes -= len(self._sent.popleft())
-        self._answer = self._next
+        self._response_start = self._next
 
-    def since(self, event_id: str) -> list[str] | None:
-        """All that was sent after the event of that id; None where that is no longer known."""
+    def after(self, event_id: str) -> list[str] | None:
+        """All messages that were sent after the event of that id; None where the event is unknown or dropped."""
         prefix, _, number = event_id.rpartition("_")
         if prefix != self._prefix or not number.isdecimal() or len(number) > MAX_DIGITS:
             return None

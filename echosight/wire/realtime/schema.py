@@ -1,4 +1,4 @@
-"""What clients may send inside session.update, response.create and conversation.item.create, as pydantic models."""
+"""The objects in session.update, response.create and conversation.item.create, as pydantic models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from echosight.errors import WireError
+from echosight.wire.fields import Fault, first_fault
+from echosight.wire.realtime.fields import invalid_value, missing_parameter
 
 Tokens = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
@@ -19,68 +21,68 @@ def _unknown_prompt(prompt: Any) -> None:
         raise PydanticCustomError("prompt", "Prompts are kept by the hosted service only; send instructions")
 
 
-class Closed(BaseModel):
-    """Unknown fields are refused."""
+class StrictModel(BaseModel):
+    """Refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Open(BaseModel):
-    """Fields that clients add, and nothing here depends on, are kept as they are."""
+class LenientModel(BaseModel):
+    """Keeps unknown fields as they are: clients add some that do not matter to the server."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Chosen(Closed):
-    """The one function that is to be called."""
+class FunctionChoice(StrictModel):
+    """The one function that the model must call."""
 
     type: Literal["function"]
     name: str
 
 
-ToolChoice = Literal["auto", "none", "required"] | Chosen
+ToolChoice = Literal["auto", "none", "required"] | FunctionChoice
 
 
-class RetentionRatio(Open):
+class RetentionRatio(LenientModel):
     type: Literal["retention_ratio"]
     retention_ratio: Annotated[float, Field(ge=0, le=1)]
 
 
-class Pcm(Closed):
+class Pcm(StrictModel):
     type: Literal["audio/pcm"]
     rate: Literal[24_000] = 24_000
 
 
-class G711(Closed):
+class G711(StrictModel):
     type: Literal["audio/pcmu", "audio/pcma"]
 
 
 Format = Annotated[Pcm | G711, Field(discriminator="type")]
 
 
-class Transcription(Open):
+class Transcription(LenientModel):
     model: str | None = None
     language: str | None = None
     prompt: str | None = None
 
 
-class NoiseReduction(Open):
+class NoiseReduction(LenientModel):
     type: Literal["near_field", "far_field"] | None = None
 
 
-class Tool(Open):
+class Tool(LenientModel):
     type: Literal["function"] = "function"
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class CustomVoice(Open):
+class CustomVoice(LenientModel):
     id: str
 
 
-class AudioInput(Closed):
-    """`turn_detection` is checked where it is understood: in `echosight.wire.turn_detection`."""
+class AudioInput(StrictModel):
+    """`turn_detection` is validated in `echosight.wire.turn_detection`, for all dialects."""
 
     format: Format | None = None
     transcription: Transcription | None = None
@@ -88,19 +90,19 @@ class AudioInput(Closed):
     turn_detection: dict[str, Any] | None = None
 
 
-class AudioOutput(Closed):
+class AudioOutput(StrictModel):
     format: Format | None = None
     voice: str | CustomVoice | None = None
     speed: Annotated[float, Field(ge=0.25, le=1.5)] | None = None
 
 
-class Audio(Closed):
+class Audio(StrictModel):
     input: AudioInput | None = None
     output: AudioOutput | None = None
 
 
-class Prompted(Closed):
-    """What sessions and single responses have in common."""
+class SharedFields(StrictModel):
+    """The fields that sessions and single responses have in common."""
 
     instructions: str | None = None
     tools: list[Tool] | None = None
@@ -112,7 +114,7 @@ class Prompted(Closed):
     reasoning: Any = None
 
 
-class Session(Prompted):
+class Session(SharedFields):
     type: Literal["realtime", "transcription"]
     model: str | None = None
     audio: Audio | None = None
@@ -121,19 +123,19 @@ class Session(Prompted):
     truncation: Literal["auto", "disabled"] | RetentionRatio | None = None
 
 
-class ResponseOutput(Closed):
+class ResponseOutput(StrictModel):
     output: AudioOutput | None = None
 
 
-class Response(Prompted):
+class Response(SharedFields):
     audio: ResponseOutput | None = None
     conversation: Literal["auto", "none"] | None = None
     input: list[dict[str, Any]] | None = None
     metadata: Metadata | None = None
 
 
-class Content(Open):
-    """A part of a message; which fields it needs depends on its type."""
+class Content(LenientModel):
+    """A part of a message; its type decides which fields it must have."""
 
     type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio", "text", "audio"]
     text: str | None = None
@@ -143,7 +145,7 @@ class Content(Open):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class _Item(Open):
+class _Item(LenientModel):
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
@@ -167,59 +169,42 @@ class FunctionCallOutput(_Item):
     output: str
 
 
-class NewItem(Closed):
+class NewItem(StrictModel):
     item: Annotated[Message | FunctionCall | FunctionCallOutput, Field(discriminator="type")]
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-DEEPEST = 64
-"""Levels of objects and lists: what is kept must be written again, and no writer of JSON goes down without end."""
+MAX_DEPTH = 64
+"""Maximum nesting: stored JSON is sent back to the client, and orjson refuses deeper structures."""
 
 
-def check(model: type[Model], data: Any, place: str) -> Model:
-    """`data` as `model`. Raises `WireError` in the service's own words, naming the field at fault."""
+def check(model: type[Model], data: Any, path: str) -> Model:
+    """`data` as `model`. Raises `WireError` in the service's own words that names the field at fault."""
     if not isinstance(data, dict):
-        raise WireError(f"Invalid type for '{place}': expected an object.", code="invalid_type", param=place)
-    if _deeper(data, DEEPEST):
-        raise WireError(f"Invalid value: more than {DEEPEST} levels deep.", code="invalid_value", param=place or None)
+        raise WireError(f"Invalid type for '{path}': expected an object.", code="invalid_type", param=path)
+    if _exceeds_depth(data, MAX_DEPTH):
+        raise WireError(f"Invalid value: more than {MAX_DEPTH} levels deep.", code="invalid_value", param=path or None)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(filter(None, [place, *_path(data, first["loc"], first["type"])]))
-        raise _refusal(first["type"], first["msg"], param) from error
+        raise _wire_error(first_fault(error, data), path) from error
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_deeper(v, levels - 1) for v in inner if isinstance(v, dict | list))
+def _exceeds_depth(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_exceeds_depth(child, levels - 1) for child in children if isinstance(child, dict | list))
 
 
-def _path(data: Any, loc: tuple[int | str, ...], kind: str) -> list[str]:
-    """The place of a mistake without the tags that pydantic puts in for the members of unions."""
-    path: list[str] = []
-    for at, step in enumerate(loc):
-        last = at == len(loc) - 1
-        if isinstance(data, dict) and (step in data or (last and kind == "missing")):
-            path.append(str(step))
-            data = data.get(step)
-        elif isinstance(data, list) and isinstance(step, int):
-            path[-1] += f"[{step}]"
-            data = data[step]
-    if kind.startswith("union_tag"):
-        path.append("type")
-    return path
-
-
-def _refusal(kind: str, message: str, param: str) -> WireError:
-    match kind:
+def _wire_error(fault: Fault, path: str) -> WireError:
+    param = ".".join(filter(None, [path, fault.path]))
+    match fault.kind:
         case "extra_forbidden":
             return WireError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
         case "missing" | "union_tag_not_found":
-            return WireError(f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
-        case _ if kind.endswith("_type") or kind == "is_instance_of":
-            return WireError(f"Invalid type for '{param}': {message}.", code="invalid_type", param=param)
+            return missing_parameter(param)
+        case kind if kind.endswith("_type") or kind == "is_instance_of":
+            return WireError(f"Invalid type for '{param}': {fault.message}.", code="invalid_type", param=param)
         case _:
-            return WireError(f"Invalid value for '{param}': {message}.", code="invalid_value", param=param)
+            return invalid_value(f"Invalid value for '{param}': {fault.message}.", param)

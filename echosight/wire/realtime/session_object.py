@@ -1,183 +1,201 @@
-"""The session as clients see it: one nested object that session.update merges into, and what it means for the core."""
+"""The session object: what session.update changes in it, and how clients see it.
+
+The session has one copy of its options. A wire keeps only the fields that have no option: the model's and the voice's
+names, the input format, the type of turn detection and what the client named of it, tracing and the like. Those are the
+`fields` of the functions below; each shown object is made of them and of the options in force.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from echosight.options import GenerateOptions, SessionOptions, TurnDetectionOptions
+from echosight.options import (
+    GenerateChanges,
+    GenerateOptions,
+    SessionOptions,
+    TurnDetectionChanges,
+    TurnDetectionOptions,
+)
 from echosight.wire.realtime import schema
-from echosight.wire.realtime.items import codec_of
-from echosight.wire.turn_detection import turn_options
+from echosight.wire.realtime.items import codec_of, format_of
+from echosight.wire.turn_detection import all_changes, default_changes, detection_changes, detection_json
 
 Json = dict[str, Any]
 
 DEFAULT_VOICE = "alloy"
-PCM = {"type": "audio/pcm", "rate": 24_000}
-_OF_TRANSCRIPTION = ("type", "object", "id", "expires_at", "include")
-_NEVER_NULL = ("format", "voice", "speed", "input", "output", "audio", "model", "output_modalities")
+PCM = "audio/pcm"
 TURN_DETECTION = "session.audio.input.turn_detection"
 
+_OPTION_FIELDS = ("output_modalities", "instructions", "tools", "tool_choice", "max_output_tokens", "temperature")
+_TRANSCRIPTION_FIELDS = ("type", "object", "id", "expires_at", "include")
+_NEVER_NULL = ("format", "voice", "speed", "input", "output", "audio", "model", "output_modalities")
+_IF_NULL: Json = {"instructions": "", "tools": [], "tool_choice": "auto", "max_output_tokens": "inf"}
 
-def describe(session_id: str, model: str, base: SessionOptions, expires_at: int) -> Json:
-    """The session that a client finds; its choices are those of the server's settings."""
-    answer = base.response
-    output = {"format": PCM, "voice": answer.voice or DEFAULT_VOICE, "speed": answer.speed}
+
+def default_session(model: str, defaults: SessionOptions, expires_at: int, *, transcription_only: bool) -> Json:
+    """The fields of a session that its client has not configured yet."""
     return {
-        "type": "realtime",
-        "object": "realtime.session",
-        "id": session_id,
+        "type": "transcription" if transcription_only else "realtime",
         "model": model,
-        "output_modalities": ["audio" if answer.speech else "text"],
-        "instructions": base.instructions,
-        "tools": list(base.tools),
-        "tool_choice": answer.tool_choice,
-        "max_output_tokens": answer.max_output_tokens or "inf",
         "tracing": None,
         "truncation": "auto",
         "prompt": None,
         "expires_at": expires_at,
         "audio": {
             "input": {
-                "format": PCM,
+                "format": format_of(PCM),
                 "transcription": None,
                 "noise_reduction": None,
-                "turn_detection": turn_detection(base.turn_detection),
+                "turn_detection": None if defaults.turn_detection is None else {"type": "server_vad"},
             },
-            "output": output,
+            "output": {"format": format_of(PCM), "voice": defaults.response.voice or DEFAULT_VOICE},
         },
         "include": None,
     }
 
 
-def shown(session: Json) -> Json:
-    """What is shown of a session: one that only transcribes has no output."""
-    if session["type"] == "realtime":
-        return {key: value for key, value in session.items() if key != "temperature"}
-    audio = {"input": session["audio"]["input"]}
-    kept = {key: session[key] for key in _OF_TRANSCRIPTION}
-    return kept | {"object": "realtime.transcription_session", "audio": audio}
+# --- what the client sees ---------------------------------------------------------------------------
 
 
-def turn_detection(turn: TurnDetectionOptions | None, kind: str = "server_vad") -> Json | None:
-    """``turn_detection`` with all its defaults: one client sends its own cancel where a field is missing."""
-    if turn is None:
-        return None
-    switches = {"create_response": turn.create_response, "interrupt_response": turn.interrupt_response}
-    if kind == "semantic_vad":
-        return {"type": kind, "eagerness": "auto", **switches}
-    return {
-        "type": kind,
-        "threshold": turn.threshold,
-        "prefix_padding_ms": turn.prefix_padding_ms,
-        "silence_duration_ms": turn.min_endpointing_delay_ms,
-        "idle_timeout_ms": turn.idle_timeout_ms,
-        **switches,
+def session_json(session_id: str, fields: Json, options: SessionOptions) -> Json:
+    """The whole session object of GA. It also has ``temperature``, where that is set: only flat dialects show it."""
+    response = options.response
+    audio_input = fields["audio"]["input"]
+    detection = detection_json(options.turn_detection, audio_input["turn_detection"] or {})
+    session = {
+        "type": fields["type"],
+        "object": "realtime.session",
+        "id": session_id,
+        "model": fields["model"],
+        "output_modalities": ["audio" if response.speech else "text"],
+        "instructions": options.instructions,
+        "tools": list(options.tools),
+        "tool_choice": response.tool_choice,
+        "max_output_tokens": response.max_output_tokens or "inf",
+        **{name: fields[name] for name in ("tracing", "truncation", "prompt", "expires_at")},
+        "audio": {
+            "input": {**audio_input, "turn_detection": detection},
+            "output": {**audio_output(fields, response), "speed": response.speed},
+        },
+        **({} if response.temperature is None else {"temperature": response.temperature}),
     }
+    return session | {name: value for name, value in fields.items() if name not in session}
 
 
-def patch_of(data: Any) -> Json:
-    """The checked content of a session.update. Raises `WireError` naming the field at fault."""
+def audio_output(fields: Json, response: GenerateOptions) -> Json:
+    """The format and the voice's name that ``audio.output`` shows for a response of this session."""
+    output: Json = fields["audio"]["output"]
+    encoding = response.output_format or PCM
+    return output if output["format"]["type"] == encoding else {**output, "format": format_of(encoding)}
+
+
+def public_session(session: Json) -> Json:
+    """The session object as GA clients see it: one that only transcribes has no output."""
+    if session["type"] == "realtime":
+        return {name: value for name, value in session.items() if name != "temperature"}
+    audio = {"input": session["audio"]["input"]}
+    shown = {name: session[name] for name in _TRANSCRIPTION_FIELDS}
+    return shown | {"object": "realtime.transcription_session", "audio": audio}
+
+
+# --- what the client changes ------------------------------------------------------------------------
+
+
+def parse_update(data: Any) -> Json:
+    """The validated content of a session.update. Raises `WireError` that names the field at fault."""
     patch: Json = schema.check(schema.Session, data, "session").model_dump(exclude_unset=True)
-    for name, empty in (("instructions", ""), ("tools", []), ("tool_choice", "auto"), ("max_output_tokens", "inf")):
+    for name, value in _IF_NULL.items():
         if name in patch and patch[name] is None:
-            patch[name] = empty
+            patch[name] = value
     for tool in patch.get("tools", ()):
         tool["type"] = "function"
     return patch
 
 
-def merge(session: Json, patch: Json, base: TurnDetectionOptions) -> Json:
-    """The session with a patch in it: objects merge deeply, unless they are of another type than before."""
-    merged = _merge(session, patch)
-    heard = merged["audio"]["input"]
-    detection = heard["turn_detection"]
+def merge_fields(fields: Json, patch: Json) -> Json:
+    """The fields after an update. Objects merge deeply, unless their ``type`` changes."""
+    merged = _merge(fields, {name: value for name, value in patch.items() if name not in _OPTION_FIELDS})
+    detection = audio_patch(patch, "input").get("turn_detection")
     if detection is not None:
-        old = session["audio"]["input"]["turn_detection"] or {}
-        kind = detection.get("type", old.get("type", "server_vad"))
-        given = {key: value for key, value in detection.items() if value is not None}
-        heard["turn_detection"] = {**(turn_detection(base, kind) or {}), **given}
-    voice = merged["audio"]["output"]["voice"]
-    if isinstance(voice, dict):
-        merged["audio"]["output"]["voice"] = voice["id"]
+        before = fields["audio"]["input"]["turn_detection"] or {}
+        merged["audio"]["input"]["turn_detection"] = _merge_detection(before, detection)
+    output = merged["audio"]["output"]
+    voice = output["voice"]
+    merged["audio"]["output"] = {
+        "format": output["format"],
+        "voice": voice["id"] if isinstance(voice, dict) else voice,
+    }
     return merged
 
 
 def _merge(old: Json, patch: Json) -> Json:
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in old.items()}
-    for key, value in patch.items():
-        before = merged.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and _alike(before, value):
-            merged[key] = _merge(before, value)
-        elif value is not None or key not in _NEVER_NULL:
-            merged[key] = value
+    merged = {name: dict(value) if isinstance(value, dict) else value for name, value in old.items()}
+    for name, value in patch.items():
+        before = merged.get(name)
+        if isinstance(value, dict) and isinstance(before, dict) and _same_type(before, value):
+            merged[name] = _merge(before, value)
+        elif value is not None or name not in _NEVER_NULL:
+            merged[name] = value
     return merged
 
 
-def _alike(old: Json, new: Json) -> bool:
+def _same_type(old: Json, new: Json) -> bool:
     return bool(new.get("type", old.get("type")) == old.get("type"))
 
 
-def options_of(session: Json, base: SessionOptions, voices: Collection[str], *, bridge: bool = False) -> SessionOptions:
-    """What a session object means. Raises `WireError` where a choice about turns makes no sense."""
-    heard, spoken = session["audio"]["input"], session["audio"]["output"]
-    turn = turn_options(
-        heard["turn_detection"], base.turn_detection or TurnDetectionOptions(), TURN_DETECTION, bridge=bridge
-    )
-    if turn is not None and session["type"] == "transcription":
-        turn = replace(turn, create_response=False, interrupt_response=False)
-    transcription = heard["transcription"] or {}
-    return replace(
-        base,
-        instructions=session["instructions"],
-        language=transcription.get("language") or base.language,
-        tools=tuple(session["tools"]),
-        turn_detection=turn,
-        output_sample_rate=codec_of(spoken["format"]).rate,
-        response=replace(
-            base.response,
-            speech="audio" in session["output_modalities"],
-            voice=voice_of(spoken["voice"], base.response, voices),
-            speed=spoken["speed"],
-            max_output_tokens=tokens_of(session["max_output_tokens"]),
-            temperature=session.get("temperature", base.response.temperature),
-            tool_choice=session["tool_choice"],
-        ),
-    )
+def _merge_detection(fields: Json, patch: Json) -> Json:
+    """What the client has named since it chose the type; null takes a field back."""
+    kind = fields.get("type", "server_vad") if patch.get("type") is None else patch["type"]
+    kept = {name: value for name, value in fields.items() if name not in patch} if fields.get("type") == kind else {}
+    return {**kept, **{name: value for name, value in patch.items() if value is not None}, "type": kind}
 
 
-def response_options(response: schema.Response, options: GenerateOptions, voices: Collection[str]) -> GenerateOptions:
-    """How one response is made: as the session says, but for what its request chooses. Raises `WireError`."""
-    output = response.audio.output if response.audio and response.audio.output else schema.AudioOutput()
+def audio_patch(patch: Json, direction: str) -> Json:
+    """``audio.input`` or ``audio.output`` of an update; empty where the client names none."""
+    audio: Json = patch.get("audio") or {}
+    return audio.get(direction) or {}
+
+
+def turn_changes(
+    patch: Json, before: Json | None, after: Json, defaults: TurnDetectionOptions, *, bridge: bool
+) -> TurnDetectionChanges:
+    """The options that an update of ``turn_detection`` changes: all of them where the type changes, otherwise those it
+    names. Null is the server's default. Raises `WireError`.
+
+    `before` and `after` are the fields that the client has named, as `merge_fields` gives them.
+    """
+    if before is None or before["type"] != after["type"]:
+        changes = detection_changes({"eagerness": "auto", **after}, TURN_DETECTION, bridge=bridge)
+        return {**all_changes(defaults), **changes}
+    named = {name: value for name, value in patch.items() if value is not None}
+    if patch.get("eagerness", "") is None:
+        named["eagerness"] = "auto"
+    changes = detection_changes(named, TURN_DETECTION, kind=after["type"], bridge=bridge)
+    return {**default_changes([name for name, value in patch.items() if value is None], defaults), **changes}
+
+
+def generate_changes(patch: Json, voices: Collection[str]) -> GenerateChanges:
+    """How an update of the session, or a request for one response, changes the generation.
+
+    The voice stays where the engine does not have it: every client knows the names of the hosted service's voices.
+    """
     changes: Json = {}
-    if output.format is not None:
-        changes["output_format"] = output.format.type
-        changes["output_sample_rate"] = codec_of(output.format.model_dump()).rate
-    if response.instructions is not None:
-        changes["instructions"] = response.instructions
-    if response.output_modalities is not None:
-        changes["speech"] = "audio" in response.output_modalities
-    if output.voice is not None:
-        name = output.voice if isinstance(output.voice, str) else output.voice.id
-        changes["voice"] = voice_of(name, options, voices)
-    if output.speed is not None:
-        changes["speed"] = output.speed
-    if response.max_output_tokens is not None:
-        changes["max_output_tokens"] = tokens_of(response.max_output_tokens)
-    if response.tools is not None:
-        changes["tools"] = tuple(tool.model_dump(exclude_unset=True) | {"type": tool.type} for tool in response.tools)
-    if response.tool_choice is not None:
-        choice = response.tool_choice
-        changes["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
-    return replace(options, **changes)
-
-
-def voice_of(name: str, answer: GenerateOptions, voices: Collection[str]) -> str | None:
-    """The engine's voice of that name. The hosted service's names are known to every client and to few engines:
-    those are spoken in the voice that the server was started with."""
-    return name if not voices or name in voices else answer.voice
-
-
-def tokens_of(limit: int | str) -> int | None:
-    return None if isinstance(limit, str) else limit
+    output = audio_patch(patch, "output")
+    if patch.get("output_modalities") is not None:
+        changes["speech"] = "audio" in patch["output_modalities"]
+    if (limit := patch.get("max_output_tokens")) is not None:
+        changes["max_output_tokens"] = None if isinstance(limit, str) else limit
+    for name in ("tool_choice", "temperature"):
+        if patch.get(name) is not None:
+            changes[name] = patch[name]
+    if output.get("speed") is not None:
+        changes["speed"] = output["speed"]
+    if (voice := output.get("voice")) is not None:
+        voice_name = voice["id"] if isinstance(voice, dict) else voice
+        if not voices or voice_name in voices:
+            changes["voice"] = voice_name
+    if (audio_format := output.get("format")) is not None:
+        changes["output_format"] = audio_format["type"]
+        changes["output_sample_rate"] = codec_of(audio_format).rate
+    return cast(GenerateChanges, changes)

@@ -1,4 +1,4 @@
-"""Tests of what is not installed here are left out."""
+"""Leaves out tests whose packages are not installed."""
 
 from __future__ import annotations
 

@@ -1,3 +1,7 @@
+"""The built-in demo LLM and its image statistics."""
+
+from __future__ import annotations
+
 import io
 from collections.abc import AsyncGenerator
 
@@ -7,92 +11,92 @@ from PIL import Image, ImageFilter
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart
 from echosight.engines import GenerationSummary, TextChunk
-from echosight.engines.llm.echo import INTRODUCTION, NOTHING, EchoLLM
+from echosight.engines.llm.echo import INTRODUCTION, NOTHING_UNDERSTOOD, EchoLLM
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
-from echosight.vision.statistics import describe, look
+from echosight.vision.statistics import describe, measure
 
 
 @pytest.fixture
-async def chat() -> AsyncGenerator[EchoLLM]:
-    chat = EchoLLM(max_history_turns=2)
-    await chat.start()
-    yield chat
-    await chat.close()
+async def llm() -> AsyncGenerator[EchoLLM]:
+    llm = EchoLLM(max_history_turns=2)
+    await llm.start()
+    yield llm
+    await llm.close()
 
 
 async def reply(
-    chat: EchoLLM,
+    llm: EchoLLM,
     *items: Item,
     options: GenerateOptions = GenerateOptions(),  # noqa: B008
 ) -> tuple[str, GenerationSummary]:
-    pieces = [piece async for piece in chat.generate(Conversation(items=list(items)), options)]
-    summary = pieces.pop()
+    chunks = [chunk async for chunk in llm.generate(Conversation(items=list(items)), options)]
+    summary = chunks.pop()
     assert isinstance(summary, GenerationSummary)
-    assert all(isinstance(piece, TextChunk) and len(piece.text.split()) == 1 for piece in pieces)
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextChunk)).strip(), summary
+    assert all(isinstance(chunk, TextChunk) and len(chunk.text.split()) == 1 for chunk in chunks)
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)).strip(), summary
 
 
 def spoken(text: str | None) -> Item:
     return Item("user", (AudioPart(None, transcript=text),))
 
 
-def picture(image: Image.Image, kind: str = "PNG") -> ImagePart:
+def image_part(image: Image.Image, kind: str = "PNG") -> ImagePart:
     data = io.BytesIO()
     image.save(data, kind)
     return ImagePart(ImageFrame(data.getvalue(), f"image/{kind.lower()}", *image.size))
 
 
-async def test_it_repeats_what_it_understood_and_says_what_it_is(chat: EchoLLM) -> None:
-    text, summary = await reply(chat, spoken("hello world"))
+async def test_it_repeats_the_users_words_and_introduces_itself(llm: EchoLLM) -> None:
+    text, summary = await reply(llm, spoken("hello world"))
     assert text == f"I heard: hello world. {INTRODUCTION}"
     assert summary.usage.output_text == len(text.split())
-    assert (await reply(chat, Item("user", (TextPart("hello?"),))))[0] == f"You wrote: hello? {INTRODUCTION}"
+    assert (await reply(llm, Item("user", (TextPart("hello?"),))))[0] == f"You wrote: hello? {INTRODUCTION}"
 
 
-async def test_it_owns_up_to_having_understood_nothing(chat: EchoLLM) -> None:
+async def test_it_says_that_it_understood_no_words(llm: EchoLLM) -> None:
     for nothing in ("", None):
-        assert (await reply(chat, spoken(nothing)))[0].startswith(NOTHING)
+        assert (await reply(llm, spoken(nothing)))[0].startswith(NOTHING_UNDERSTOOD)
 
 
-async def test_it_remembers_the_turn_before(chat: EchoLLM) -> None:
-    first, answer, second = spoken("red"), Item("assistant", (TextPart("…"),)), spoken("blue")
-    assert (await reply(chat, first, answer, second))[0] == "I heard: blue. Before that you said: red."
-    asked = spoken("what did i say before")
-    assert (await reply(chat, first, answer, asked))[0] == "Before that you said: red."
-    assert (await reply(chat, asked))[0] == "You said nothing before that."
+async def test_it_remembers_the_previous_turn(llm: EchoLLM) -> None:
+    first, response, second = spoken("red"), Item("assistant", (TextPart("…"),)), spoken("blue")
+    assert (await reply(llm, first, response, second))[0] == "I heard: blue. Before that you said: red."
+    question = spoken("what did i say before")
+    assert (await reply(llm, first, response, question))[0] == "Before that you said: red."
+    assert (await reply(llm, question))[0] == "You said nothing before that."
 
 
-async def test_it_is_shown_no_more_turns_than_it_may_see() -> None:
-    chat = EchoLLM(max_history_turns=1)
-    assert "red" not in (await reply(chat, spoken("red"), spoken("blue")))[0]
+async def test_it_sees_only_the_last_turns() -> None:
+    llm = EchoLLM(max_history_turns=1)
+    assert "red" not in (await reply(llm, spoken("red"), spoken("blue")))[0]
 
 
-async def test_it_stops_at_the_token_limit(chat: EchoLLM) -> None:
-    text, summary = await reply(chat, spoken("one two three"), options=GenerateOptions(max_output_tokens=3))
+async def test_it_stops_at_the_token_limit(llm: EchoLLM) -> None:
+    text, summary = await reply(llm, spoken("one two three"), options=GenerateOptions(max_output_tokens=3))
     assert text == "I heard: one"
     assert (summary.finish, summary.usage.output_text) == ("length", 3)
 
 
-async def test_it_says_what_the_picture_shows(chat: EchoLLM) -> None:
-    item = Item("user", (picture(Image.new("RGB", (640, 480), (20, 60, 230)), "JPEG"),))
-    text, _ = await reply(chat, item)
+async def test_it_describes_the_image(llm: EchoLLM) -> None:
+    item = Item("user", (image_part(Image.new("RGB", (640, 480), (20, 60, 230)), "JPEG"),))
+    text, _ = await reply(llm, item)
     assert text.startswith("The picture is 640 by 480 pixels")
     assert "mostly blue" in text
 
 
-async def test_it_compares_with_the_picture_before(chat: EchoLLM) -> None:
+async def test_it_compares_with_the_previous_image(llm: EchoLLM) -> None:
     black, white = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64), "white")
     half = black.copy()
     half.paste(white.crop((0, 0, 32, 64)))
-    assert "Nothing moved" in (await reply(chat, Item("user", (picture(black), picture(black)))))[0]
-    before, now = Item("user", (picture(black),)), Item("user", (picture(half),))
-    assert "About 50 percent of it changed" in (await reply(chat, before, now))[0]
+    assert "Nothing moved" in (await reply(llm, Item("user", (image_part(black), image_part(black)))))[0]
+    earlier, current = Item("user", (image_part(black),)), Item("user", (image_part(half),))
+    assert "About 50 percent of it changed" in (await reply(llm, earlier, current))[0]
 
 
-async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoLLM) -> None:
+async def test_a_damaged_image_does_not_fail_the_reply(llm: EchoLLM) -> None:
     part = ImagePart(ImageFrame(b"\x89PNG nothing", "image/png", 3, 3))
-    text, _ = await reply(chat, Item("user", (TextPart("look"), part)))
+    text, _ = await reply(llm, Item("user", (TextPart("look"), part)))
     assert "I cannot read it" in text
 
 
@@ -105,30 +109,30 @@ async def test_a_damaged_picture_does_not_end_the_answer(chat: EchoLLM) -> None:
     ],
 )  # fmt: skip
 def test_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
-    assert look(picture(Image.new("RGB", (40, 30), rgb)).frame).colours == (name,)
+    assert measure(image_part(Image.new("RGB", (40, 30), rgb)).frame).colours == (name,)
 
 
 def test_two_colours_are_named_by_their_share() -> None:
     image = Image.new("RGB", (100, 100), (20, 180, 40))
     image.paste((20, 60, 230), (0, 0, 100, 40))
-    assert look(picture(image).frame).colours == ("green", "blue")
+    assert measure(image_part(image).frame).colours == ("green", "blue")
 
 
-def test_brightness_and_sharpness_order_pictures() -> None:
+def test_brightness_and_sharpness_order_images() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
     scene = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1)).resize((800, 600))
-    sharpness = [look(picture(scene.filter(ImageFilter.GaussianBlur(r))).frame).sharpness for r in (0, 3, 12)]
+    sharpness = [measure(image_part(scene.filter(ImageFilter.GaussianBlur(r))).frame).sharpness for r in (0, 3, 12)]
     assert sharpness == sorted(sharpness, reverse=True)
-    assert "very dark" in describe(look(picture(Image.new("L", (9, 9), 10)).frame))
-    assert "very bright" in describe(look(picture(Image.new("RGBA", (9, 9), (250, 250, 250, 255))).frame))
+    assert "very dark" in describe(measure(image_part(Image.new("L", (9, 9), 10)).frame))
+    assert "very bright" in describe(measure(image_part(Image.new("RGBA", (9, 9), (250, 250, 250, 255))).frame))
 
 
-def test_tiny_and_flat_pictures_can_be_measured() -> None:
-    assert "1 by 1 pixels" in describe(look(picture(Image.new("L", (1, 1))).frame))
-    assert look(picture(Image.new("1", (2, 5000))).frame).height == 5000
+def test_tiny_and_flat_images_can_be_measured() -> None:
+    assert "1 by 1 pixels" in describe(measure(image_part(Image.new("L", (1, 1))).frame))
+    assert measure(image_part(Image.new("1", (2, 5000))).frame).height == 5000
 
 
-async def test_a_picture_in_an_item_of_its_own_is_seen(chat: EchoLLM) -> None:
-    red = Item("user", (picture(Image.new("RGB", (64, 48), "red")),))
-    text, _ = await reply(chat, red, Item("user", (TextPart("what is this"),)))
+async def test_an_image_in_an_item_of_its_own_is_seen(llm: EchoLLM) -> None:
+    red = Item("user", (image_part(Image.new("RGB", (64, 48), "red")),))
+    text, _ = await reply(llm, red, Item("user", (TextPart("what is this"),)))
     assert "red" in text

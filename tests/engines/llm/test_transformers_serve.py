@@ -13,7 +13,7 @@ import pytest
 
 from echosight.conversation import Conversation, Item, TextPart, UserTurn
 from echosight.engines import GenerationSummary, TextChunk
-from echosight.engines.llm.openai_http import at
+from echosight.engines.llm.openai_http import from_url
 from echosight.errors import SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -24,7 +24,7 @@ START_S = 90
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def model_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the tiny model."""
     folder = tmp_path_factory.mktemp("serve")
     model = write_llama(folder / "tiny")
@@ -63,26 +63,26 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text(errors="replace"))
 
 
-async def test_it_answers_as_a_stream_and_stops_at_the_limit(served: str) -> None:
-    chat = at(served, Settings())
-    await chat.start()
+async def test_it_streams_replies_and_stops_at_the_limit(model_url: str) -> None:
+    llm = from_url(model_url, Settings())
+    await llm.start()
     conversation = Conversation(instructions="Be brief.", items=[Item("user", (TextPart("hello world"),))])
     options = GenerateOptions(max_output_tokens=12)
-    answers = [[piece async for piece in chat.generate(conversation, options)] for _ in range(2)]
+    replies = [[chunk async for chunk in llm.generate(conversation, options)] for _ in range(2)]
     conversation.pending_turn = UserTurn("t1")
-    await chat.prefill(conversation, "how are")
-    again = [piece async for piece in chat.generate(conversation, options)]
-    await chat.close()
-    *pieces, summary = answers[0]
+    await llm.prefill(conversation, "how are")
+    again = [chunk async for chunk in llm.generate(conversation, options)]
+    await llm.close()
+    *chunks, summary = replies[0]
     assert isinstance(summary, GenerationSummary)
     assert (summary.finish, summary.usage.output_text) == ("length", 12)
-    assert len(pieces) > 1
-    assert all(isinstance(piece, TextChunk) for piece in pieces)
-    assert answers[0] == answers[1] == again
+    assert len(chunks) > 1
+    assert all(isinstance(chunk, TextChunk) for chunk in chunks)
+    assert replies[0] == replies[1] == again
 
 
-async def test_a_model_that_it_has_not_is_told(served: str) -> None:
-    chat = at(served.partition("#")[0], Settings())
+async def test_a_missing_model_is_reported(model_url: str) -> None:
+    llm = from_url(model_url.partition("#")[0], Settings())
     with pytest.raises(SetupError, match="lists no models; name one"):
-        await chat.start()
-    await chat.close()
+        await llm.start()
+    await llm.close()

@@ -1,4 +1,4 @@
-"""Objects with exactly the methods of MiniCPM-o 2.6 and 4.5. What they answer is what they were given to read."""
+"""Objects with exactly the methods of MiniCPM-o 2.6 and 4.5. Their reply lists the inputs that they have read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-WORDS_A_PIECE = 2
+WORDS_PER_CHUNK = 2
 
 
 @dataclass
@@ -28,17 +28,17 @@ class _Model:
     def __init__(self) -> None:
         self.read: list[str] = []
         self.session_id: str | None = None
-        self.made = 0
+        self.steps = 0
 
-    def _take(self, session_id: str, msgs: list[dict[str, Any]]) -> None:
+    def _append(self, session_id: str, msgs: list[dict[str, Any]]) -> None:
         assert session_id is not None
         assert len(msgs) == 1
         message = deepcopy(msgs)[0]
         assert message["role"] in ["system", "user", "assistant"]
         self.session_id = session_id
-        self.read += [f"{message['role'][0]}:{self._name(part)}" for part in message["content"]]
+        self.read += [f"{message['role'][0]}:{self._describe(part)}" for part in message["content"]]
 
-    def _name(self, part: Any) -> str:
+    def _describe(self, part: Any) -> str:
         if isinstance(part, np.ndarray):
             assert part.dtype == np.float32
             return f"{len(part) / 16_000:.1f}s"
@@ -46,9 +46,9 @@ class _Model:
             return f"{part.width}x{part.height}"
         return str(part).replace("\n", "").replace("<|im_end|>", ".").replace("<|im_start|>", ".").replace(" ", "_")
 
-    def _words(self, most: int) -> list[str]:
-        words = f"{' '.join(self.read)} made:{self.made} end".split()[:most]
-        return [" ".join(words[n : n + WORDS_A_PIECE]) + " " for n in range(0, len(words), WORDS_A_PIECE)]
+    def _words(self, limit: int) -> list[str]:
+        words = f"{' '.join(self.read)} steps:{self.steps} end".split()[:limit]
+        return [" ".join(words[n : n + WORDS_PER_CHUNK]) + " " for n in range(0, len(words), WORDS_PER_CHUNK)]
 
 
 class MiniCPMO26(_Model):
@@ -73,7 +73,7 @@ class MiniCPMO26(_Model):
         **kwargs: Any,
     ) -> None:
         assert tokenizer == "tokenizer"
-        self._take(session_id, msgs)
+        self._append(session_id, msgs)
 
     def streaming_generate(
         self,
@@ -87,12 +87,12 @@ class MiniCPMO26(_Model):
         **kwargs: Any,
     ) -> Iterator[Any]:
         self.llm_generate_completed = False
-        pieces = self._words(max_new_tokens)
-        for n, text in enumerate(pieces):
-            self.made += 1
+        chunks = self._words(max_new_tokens)
+        for n, text in enumerate(chunks):
+            self.steps += 1
             if "crash" in text:
                 raise RuntimeError("CUDA error")
-            last = n == len(pieces) - 1
+            last = n == len(chunks) - 1
             self.llm_generate_completed = last and text.strip().endswith("end")
             text += "<|tts_eos|>" if last else ""
             wav = np.full(2400, 0.5, np.float32)
@@ -130,7 +130,7 @@ class MiniCPMO45(_Model):
         stream_input: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        self._take(session_id, msgs)
+        self._append(session_id, msgs)
         if is_last_chunk and msgs[0]["role"] == "user":
             self.read.append("last")
         return ""
@@ -147,7 +147,7 @@ class MiniCPMO45(_Model):
         **kwargs: Any,
     ) -> Iterator[tuple[Any, Any]]:
         for text in self._words(max_new_tokens):
-            self.made += 1
+            self.steps += 1
             if generate_audio:
                 assert self.token2wav_cache is not None
                 yield np.full((1, 2400), 0.5, np.float32), text

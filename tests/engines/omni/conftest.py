@@ -1,4 +1,4 @@
-"""Both families, tiny, loaded once. Without torch (the extra `local`) there is nothing to test here."""
+"""Both families, tiny, loaded once. Without torch (the extra `local`) these tests are left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 collect_ignore_glob = [] if find_spec("torch") and find_spec("transformers") else ["test_*.py"]
 
-KINDS = ("qwen2_5_omni", "qwen3_omni_moe")
+MODEL_TYPES = ("qwen2_5_omni", "qwen3_omni_moe")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,35 +27,35 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.engines.omni import tiny
 
     write = {"qwen2_5_omni": tiny.write_qwen2_5, "qwen3_omni_moe": tiny.write_qwen3}
-    return {kind: write[kind](tmp_path_factory.mktemp(kind)) for kind in KINDS}
+    return {model_type: write[model_type](tmp_path_factory.mktemp(model_type)) for model_type in MODEL_TYPES}
 
 
-@pytest.fixture(scope="session", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="session", params=MODEL_TYPES)
+def model_type(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def loaded(folders: dict[str, Path], kind: str) -> Any:
-    from echosight.engines.omni.load import read_model
-    from echosight.engines.omni.state import Limits
+def loaded(folders: dict[str, Path], model_type: str) -> Any:
+    from echosight.engines.omni.load import load_model
+    from echosight.engines.omni.models.state import Limits
 
-    limits = Limits(context=4096, answers=4, frames=48)
-    return read_model(folders[kind], kind, "cpu", "float32", limits)
+    limits = Limits(context_tokens=4096, batch_size=4, speech_frames=48)
+    return load_model(folders[model_type], model_type, "cpu", "float32", limits)
 
 
 @pytest.fixture
 def model(loaded: Any) -> Iterator[Any]:
-    """The model, which never ends by itself: random weights end when they like, and tests want their lengths."""
-    kept = loaded.text_ends, loaded.codec_ends
-    loaded.text_ends = loaded.codec_ends = frozenset()
+    """The model without stop tokens: random weights would end replies at any length."""
+    stop_tokens = loaded.text_stop_tokens, loaded.codec_stop_tokens
+    loaded.text_stop_tokens = loaded.codec_stop_tokens = frozenset()
     yield loaded
-    loaded.text_ends, loaded.codec_ends = kept
-    assert not len(loaded.thinking) and not len(loaded.talking), "an answer kept its rows"
+    loaded.text_stop_tokens, loaded.codec_stop_tokens = stop_tokens
+    assert not len(loaded.thinker_batch) and not len(loaded.talker_batch), "a reply kept its rows"
 
 
 @pytest.fixture
-def stage(model: Any) -> Any:
-    from echosight.engines.omni.model_runner import Stage
+def runner(model: Any) -> Any:
+    from echosight.engines.omni.model_runner import ModelRunner
 
-    return Stage(model, capacity=4, reply_tokens=256)
+    return ModelRunner(model, capacity=4, reply_tokens=256)

@@ -1,4 +1,4 @@
-"""Loading: what is missing is said in one sentence, before anything is loaded."""
+"""Loading: anything missing is reported in one sentence, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from echosight.engines.omni import load as loading
-from echosight.engines.omni.load import load, row_bytes
-from echosight.engines.omni.state import Limits
+from echosight.engines.omni.load import kv_cache_bytes, load
+from echosight.engines.omni.models.state import Limits
 from echosight.engines.runtime.huggingface.memory import check_memory, free_bytes, weight_bytes
 from echosight.errors import SetupError
 
 
-def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SetupError, match=r"no folder .*nowhere"):
         load(str(tmp_path / "nowhere"))
     with pytest.raises(SetupError, match=r"no readable config\.json"):
@@ -28,7 +30,9 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pyte
         load("Qwen/Qwen2.5-Omni-7B")
 
 
-async def test_what_would_not_fit_is_not_loaded(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_that_does_not_fit_is_not_loaded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folders["qwen2_5_omni"]
     assert weight_bytes(folder, "float32") == 2 * weight_bytes(folder, "bfloat16") > 1_500_000
     assert free_bytes("cpu") > 2**20
@@ -36,7 +40,9 @@ async def test_what_would_not_fit_is_not_loaded(folders: dict[str, Path], monkey
         check_memory("big", 100 * 2**30, 80 * 2**30, "cuda")
     config = json.loads((folder / "config.json").read_text())
     # Two layers and two heads of 16 in the thinker, of 12 in the talker, keys and values.
-    assert row_bytes(config, Limits(context=100, answers=3, frames=50), "bfloat16") == 3 * 2 * 2 * 2 * 2 * (1600 + 1800)
+    assert kv_cache_bytes(
+        config, Limits(context_tokens=100, batch_size=3, speech_frames=50), "bfloat16"
+    ) == 3 * 2 * 2 * 2 * 2 * (1600 + 1800)
     monkeypatch.setattr(loading, "free_bytes", lambda device: 1000)
     engine = load(str(folder), device="cpu")
     with pytest.raises(SetupError, match="choose a smaller model"):
@@ -44,7 +50,7 @@ async def test_what_would_not_fit_is_not_loaded(folders: dict[str, Path], monkey
     await engine.close()
 
 
-async def test_a_damaged_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+async def test_a_damaged_folder_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders["qwen2_5_omni"] / name).read_bytes())
     engine = load(str(tmp_path), device="cpu")

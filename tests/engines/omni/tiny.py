@@ -1,4 +1,4 @@
-"""Tiny random checkpoints with the true architecture of both families, written as their makers publish them."""
+"""Writes tiny random checkpoints with the true architecture of both families, in the layout of published ones."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ def tokenizer() -> Any:
     bpe.train_from_iterator(CORPUS * 40, trainer)
     model = json.loads(bpe.to_str())["model"]
     pairs: Any = [tuple(pair) for pair in model["merges"]]
-    made: Any = Qwen2Tokenizer(
+    tok: Any = Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=pairs,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
     )
-    made.add_tokens([AddedToken(name, special=True) for name in SPECIALS], special_tokens=True)
-    return made
+    tok.add_tokens([AddedToken(name, special=True) for name in SPECIALS], special_tokens=True)
+    return tok
 
 
 def write_qwen2_5(folder: Path) -> Path:
-    """A tiny Qwen2.5-Omni of 465 k parameters."""
+    """Write a tiny Qwen2.5-Omni."""
     torch.manual_seed(0)
     tok = tokenizer()
     Qwen2_5OmniForConditionalGeneration(qwen2_5_config(tok)).save_pretrained(folder)
@@ -81,7 +81,7 @@ def write_qwen2_5(folder: Path) -> Path:
 
 
 def write_qwen3(folder: Path) -> Path:
-    """A tiny Qwen3-Omni of 710 k parameters."""
+    """Write a tiny Qwen3-Omni."""
     torch.manual_seed(0)
     tok = tokenizer()
     model = Qwen3OmniMoeForConditionalGeneration(qwen3_config(tok))
@@ -96,7 +96,7 @@ def write_qwen3(folder: Path) -> Path:
 
 
 def fill_talker_experts(model: Any, spread: float) -> None:
-    """Random numbers where transformers 5.23 leaves whatever the memory held (and zeros in the routers)."""
+    """Random weights where transformers 5.23 leaves uninitialized memory (and zeros in the routers)."""
     with torch.no_grad():
         for name, weight in model.talker.model.named_parameters():
             if ".mlp.experts." in name or name.endswith("mlp.gate.weight"):
@@ -105,8 +105,8 @@ def fill_talker_experts(model: Any, spread: float) -> None:
 
 def _write_processors(folder: Path, tok: Any, images: Any, *, chunk_length: int) -> None:
     tok.save_pretrained(folder)
-    made: Any = WhisperFeatureExtractor
-    extractor = made(feature_size=128, sampling_rate=16000, hop_length=160, n_fft=400, chunk_length=chunk_length)
-    # Both write the same file; the published repositories hold them merged.
+    whisper: Any = WhisperFeatureExtractor
+    extractor = whisper(feature_size=128, sampling_rate=16000, hop_length=160, n_fft=400, chunk_length=chunk_length)
+    # Both processors write the same file; published repositories have them merged.
     merged = {**extractor.to_dict(), **images.to_dict(), "image_processor_type": "Qwen2VLImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(merged, default=list), "utf-8")

@@ -9,6 +9,17 @@ from transformers import Qwen2_5OmniConfig, Qwen3OmniMoeConfig
 SPREAD = 0.12
 """Initial standard deviation: about 1/sqrt(hidden), so that activations stay near 1 and small errors show."""
 HIDDEN = 64
+STD = {"initializer_range": SPREAD}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+QWEN3_CODES = {
+    "codec_eos_token_id": 70,
+    "codec_nothink_id": 71,
+    "codec_think_bos_id": 72,
+    "codec_think_eos_id": 73,
+    "codec_pad_id": 74,
+    "codec_bos_id": 75,
+}
 
 
 def _rope(section: list[int] | None = None, *, interleaved: bool = False) -> dict[str, Any]:
@@ -21,8 +32,19 @@ def _rope(section: list[int] | None = None, *, interleaved: bool = False) -> dic
 
 
 def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
+    """A Qwen2.5-Omni of 465 k parameters for the tokenizer `tok`."""
+    markers = _qwen2_5_markers(tok)
+    return Qwen2_5OmniConfig(
+        thinker_config=_qwen2_5_thinker(tok, markers),
+        talker_config=_qwen2_5_talker(tok, markers),
+        token2wav_config=_qwen2_5_vocoder(),
+        enable_audio_output=True,
+    )
+
+
+def _qwen2_5_markers(tok: Any) -> dict[str, int]:
     i = tok.convert_tokens_to_ids
-    markers = {
+    return {
         "audio_token_index": i("<|AUDIO|>"),
         "image_token_index": i("<|IMAGE|>"),
         "video_token_index": i("<|VIDEO|>"),
@@ -31,9 +53,11 @@ def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
         "vision_start_token_id": i("<|vision_bos|>"),
         "vision_end_token_id": i("<|vision_eos|>"),
     }
-    std = {"initializer_range": SPREAD}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    thinker = {
+
+
+def _qwen2_5_thinker(tok: Any, markers: dict[str, int]) -> dict[str, Any]:
+    i = tok.convert_tokens_to_ids
+    return {
         "text_config": {
             "vocab_size": -(-len(tok) // 64) * 64,
             "hidden_size": HIDDEN,
@@ -43,38 +67,28 @@ def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
             "tie_word_embeddings": False,
             "eos_token_id": i("<|im_end|>"),
             "pad_token_id": i("<|endoftext|>"),
-            **heads,
-            **std,
+            "num_hidden_layers": 2,
+            **HEADS,
+            **STD,
         },
-        "audio_config": {
-            "num_mel_bins": 128,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "d_model": 32,
-            "n_window": 100,
-            "output_dim": HIDDEN,
-            **std,
-        },
+        "audio_config": {**_audio_config(), "n_window": 100},
         "vision_config": {
+            **_vision_config(),
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
             "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
             "window_size": 112,
-            "out_hidden_size": HIDDEN,
             "fullatt_block_indexes": [1],
-            **std,
         },
         "user_token_id": i("<|im_start|>"),
         "pad_token_id": i("<|endoftext|>"),
         **markers,
-        **std,
+        **STD,
     }
-    talker = {
+
+
+def _qwen2_5_talker(tok: Any, markers: dict[str, int]) -> dict[str, Any]:
+    i = tok.convert_tokens_to_ids
+    return {
         "vocab_size": 96,
         "tts_codec_pad_token_id": 80,
         "tts_codec_start_token_id": 81,
@@ -88,10 +102,14 @@ def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
         "intermediate_size": 96,
         "head_dim": 12,
         "rope_parameters": _rope([2, 2, 2]),
-        **heads,
+        "num_hidden_layers": 2,
+        **HEADS,
         **markers,
-        **std,
+        **STD,
     }
+
+
+def _qwen2_5_vocoder() -> dict[str, Any]:
     dit = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
@@ -109,7 +127,7 @@ def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
         "enc_channels": [16, 16, 16, 16, 48],
         "enc_attention_channels": 8,
         "enc_se_channels": 8,
-        **std,
+        **STD,
     }
     bigvgan = {
         "mel_dim": 80,
@@ -118,21 +136,40 @@ def qwen2_5_config(tok: Any) -> Qwen2_5OmniConfig:
         "resblock_dilation_sizes": [[1, 3, 5]],
         "upsample_rates": [5, 3, 2, 2, 2, 2],
         "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
-        **std,
+        **STD,
     }
-    return Qwen2_5OmniConfig(
-        thinker_config=thinker,
-        talker_config=talker,
-        token2wav_config={"dit_config": dit, "bigvgan_config": bigvgan},
-        enable_audio_output=True,
-    )
+    return {"dit_config": dit, "bigvgan_config": bigvgan}
+
+
+def _audio_config() -> dict[str, Any]:
+    """The audio encoder, as far as both families share it."""
+    return {
+        "num_mel_bins": 128,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "d_model": 32,
+        "output_dim": HIDDEN,
+        **STD,
+    }
+
+
+def _vision_config() -> dict[str, Any]:
+    """The image encoder, as far as both families share it."""
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": HIDDEN,
+        **STD,
+    }
 
 
 def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
+    """A Qwen3-Omni of 710 k parameters for the tokenizer `tok`."""
     i = tok.convert_tokens_to_ids
-    std = {"initializer_range": SPREAD}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     markers = {
         "audio_token_id": i("<|AUDIO|>"),
         "image_token_id": i("<|IMAGE|>"),
@@ -144,7 +181,23 @@ def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
         f"{role}_token_id": tok(role, add_special_tokens=False)["input_ids"][0]
         for role in ("system", "user", "assistant")
     }
-    thinker = {
+    return Qwen3OmniMoeConfig(
+        thinker_config=_qwen3_thinker(tok, markers, roles["user_token_id"]),
+        talker_config=_qwen3_talker(markers),
+        code2wav_config=_qwen3_vocoder(),
+        enable_audio_output=True,
+        im_start_token_id=i("<|im_start|>"),
+        im_end_token_id=i("<|im_end|>"),
+        tts_pad_token_id=i("<|tts_text_pad|>"),
+        tts_bos_token_id=i("<|tts_bos|>"),
+        tts_eos_token_id=i("<|tts_eos|>"),
+        **roles,
+    )
+
+
+def _qwen3_thinker(tok: Any, markers: dict[str, int], user_token: int) -> dict[str, Any]:
+    i = tok.convert_tokens_to_ids
+    return {
         "text_config": {
             "vocab_size": -(-len(tok) // 64) * 64,
             "hidden_size": HIDDEN,
@@ -155,41 +208,32 @@ def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
             "max_position_embeddings": 32768,
             "eos_token_id": i("<|im_end|>"),
             "pad_token_id": i("<|endoftext|>"),
-            **heads,
-            **experts,
-            **std,
+            **HEADS,
+            **EXPERTS,
+            **STD,
         },
         "audio_config": {
-            "num_mel_bins": 128,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "d_model": 32,
+            **_audio_config(),
             "n_window": 50,
             "n_window_infer": 800,
             "conv_chunksize": 500,
             "downsample_hidden_size": 8,
-            "output_dim": HIDDEN,
-            **std,
         },
         "vision_config": {
+            **_vision_config(),
             "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
             "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": HIDDEN,
             "num_position_embeddings": 144,
             "deepstack_visual_indexes": [0, 1],
-            **std,
         },
-        "user_token_id": roles["user_token_id"],
+        "user_token_id": user_token,
         **markers,
-        **std,
+        **STD,
     }
-    talker = {
+
+
+def _qwen3_talker(markers: dict[str, int]) -> dict[str, Any]:
+    return {
         "text_config": {
             "vocab_size": 64 + 1024,
             "hidden_size": 48,
@@ -198,9 +242,9 @@ def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
             "num_hidden_layers": 2,
             "head_dim": 12,
             "rope_parameters": _rope([2, 2, 2], interleaved=True),
-            **heads,
-            **experts,
-            **std,
+            **HEADS,
+            **EXPERTS,
+            **STD,
         },
         "code_predictor_config": {
             "vocab_size": 64,
@@ -210,24 +254,22 @@ def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
             "head_dim": 12,
             "num_code_groups": 4,
             "rope_parameters": _rope(),
-            **heads,
-            **std,
+            **HEADS,
+            **STD,
         },
         "spatial_merge_size": 2,
         "num_code_groups": 4,
         "thinker_hidden_size": HIDDEN,
         "accept_hidden_layer": 1,
-        "codec_eos_token_id": 70,
-        "codec_nothink_id": 71,
-        "codec_think_bos_id": 72,
-        "codec_think_eos_id": 73,
-        "codec_pad_id": 74,
-        "codec_bos_id": 75,
         "speaker_id": {"ethan": 76, "chelsie": 77},
+        **QWEN3_CODES,
         **markers,
-        **std,
+        **STD,
     }
-    code2wav = {
+
+
+def _qwen3_vocoder() -> dict[str, Any]:
+    return {
         "codebook_size": 64,
         "hidden_size": 32,
         "num_attention_heads": 2,
@@ -242,17 +284,5 @@ def qwen3_config(tok: Any) -> Qwen3OmniMoeConfig:
         "decoder_dim": 64,
         "layer_scale_initial_scale": 0.3,
         "rope_parameters": _rope(),
-        **std,
+        **STD,
     }
-    return Qwen3OmniMoeConfig(
-        thinker_config=thinker,
-        talker_config=talker,
-        code2wav_config=code2wav,
-        enable_audio_output=True,
-        im_start_token_id=i("<|im_start|>"),
-        im_end_token_id=i("<|im_end|>"),
-        tts_pad_token_id=i("<|tts_text_pad|>"),
-        tts_bos_token_id=i("<|tts_bos|>"),
-        tts_eos_token_id=i("<|tts_eos|>"),
-        **roles,
-    )

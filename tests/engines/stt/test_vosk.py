@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from echosight.engines.stt.vosk import VoskSTT, create_stt
+from echosight.engines.stt.vosk import VoskSTT, make_stt
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.settings import Settings
@@ -67,9 +67,9 @@ async def test_a_missing_package_or_model_is_a_setup_error(tmp_path: Path, monke
     pytest.importorskip("vosk")
     for path, problem in (("", "Vosk needs a model: download"), (str(tmp_path / "nowhere"), "nowhere is not a folder")):
         with pytest.raises(SetupError, match=problem):
-            create_stt(None, Settings(vosk_model_path=path))
+            make_stt(None, Settings(vosk_model_path=path))
     with pytest.raises(SetupError, match="cannot read a model"):
-        await create_stt(str(tmp_path), Settings()).start()
+        await make_stt(str(tmp_path), Settings()).start()
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra vosk"):
-        create_stt(None, Settings())
+        make_stt(None, Settings())

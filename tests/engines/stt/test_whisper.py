@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from echosight.engines.stt import whisper_decoder
-from echosight.engines.stt.whisper import WhisperStream, WhisperSTT, create_stt
+from echosight.engines.stt.whisper import WhisperStream, WhisperSTT, make_stt
 from echosight.engines.stt.whisper_decoder import Decoder, HallucinationFilter
 from echosight.engines.stt.whisper_model import check_folder, load_model
 from echosight.errors import EngineFailure, SetupError
@@ -275,7 +275,7 @@ def test_a_missing_package_or_model_is_a_setup_error(tmp_path: Path, monkeypatch
         check_folder(tmp_path)
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra whisper"):
-        create_stt("small", Settings())
+        make_stt("small", Settings())
 
 
 def test_an_unknown_size_is_refused(folder: Path) -> None:

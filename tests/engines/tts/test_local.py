@@ -97,7 +97,7 @@ def vits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_vits_speaks(vits_folder: Path) -> None:
-    async with started(vits.create_tts(str(vits_folder), Settings())) as tts:
+    async with started(vits.make_tts(str(vits_folder), Settings())) as tts:
         assert tts.rate == 16_000
         chunks = await synthesize(tts)
         check(chunks, tts.rate)
@@ -110,10 +110,10 @@ async def test_vits_speaks(vits_folder: Path) -> None:
 
 async def test_a_missing_vits_model_is_a_setup_error(vits_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no folder"):
-        await vits.create_tts(str(tmp_path / "nowhere"), Settings()).start()
+        await vits.make_tts(str(tmp_path / "nowhere"), Settings()).start()
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SetupError, match="of type 'llama'"):
-        await vits.create_tts(str(tmp_path), Settings()).start()
+        await vits.make_tts(str(tmp_path), Settings()).start()
 
 
 @pytest.fixture(params=[True, False], ids=["timed", "untimed"])
@@ -126,7 +126,7 @@ def kokoro_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 async def test_kokoro_speaks(kokoro_folder: Path) -> None:
-    async with started(kokoro.create_tts(str(kokoro_folder), Settings(kokoro_voice="bf_emma"))) as tts:
+    async with started(kokoro.make_tts(str(kokoro_folder), Settings(kokoro_voice="bf_emma"))) as tts:
         assert (tts.rate, tts.voices) == (24_000, ("bf_emma", "af_heart", "if_sara"))
         chunks = await synthesize(tts)
         check(chunks, tts.rate)
@@ -134,7 +134,7 @@ async def test_kokoro_speaks(kokoro_folder: Path) -> None:
 
 
 async def test_kokoro_speaks_the_language(kokoro_folder: Path) -> None:
-    async with started(kokoro.create_tts(str(kokoro_folder), Settings())) as tts:
+    async with started(kokoro.make_tts(str(kokoro_folder), Settings())) as tts:
         model: Any = tts._model  # type: ignore[attr-defined]
         assert model.choose_voice(GenerateOptions(language="it-IT")) == "if_sara"
         assert model.choose_voice(GenerateOptions(language="en-GB")) == "af_heart"
@@ -154,7 +154,7 @@ def test_missing_files_of_kokoro_are_a_setup_error(tmp_path: Path, monkeypatch: 
         kokoro.find_files([str(tmp_path)])
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra kokoro"):
-        kokoro.create_tts(None, Settings())
+        kokoro.make_tts(None, Settings())
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def piper_file(tmp_path: Path) -> Path:
 
 async def test_piper_speaks(piper_file: Path) -> None:
     pytest.importorskip("piper")
-    async with started(piper.create_tts(None, Settings(piper_model_path=str(piper_file)))) as tts:
+    async with started(piper.make_tts(None, Settings(piper_model_path=str(piper_file)))) as tts:
         assert (tts.rate, tts.voices) == (16_000, ("ann", "bob"))
         chunks = await synthesize(tts, options=GenerateOptions(voice="bob"))
         check(chunks, tts.rate)
@@ -178,7 +178,7 @@ async def test_a_broken_piper_voice_is_a_setup_error(piper_file: Path) -> None:
     pytest.importorskip("piper")
     piper_file.write_bytes(b"nothing")
     with pytest.raises(SetupError, match="could not be loaded by Piper"):
-        await piper.create_tts(str(piper_file), Settings()).start()
+        await piper.make_tts(str(piper_file), Settings()).start()
 
 
 def test_missing_files_of_piper_are_a_setup_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,13 +191,13 @@ def test_missing_files_of_piper_are_a_setup_error(tmp_path: Path, monkeypatch: p
         piper.read_config(model)
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra piper"):
-        piper.create_tts(str(model), Settings())
+        piper.make_tts(str(model), Settings())
 
 
 @pytest.fixture
 def piper_program(tmp_path: Path) -> piper.PiperProgram:
     program, model = write_piper_program(tmp_path)
-    tts = piper.create_tts(str(model), Settings(piper_exe_path=str(program)))
+    tts = piper.make_tts(str(model), Settings(piper_exe_path=str(program)))
     assert isinstance(tts, piper.PiperProgram)
     return tts
 
@@ -224,7 +224,7 @@ async def test_a_missing_program_of_piper_is_an_error(piper_program: piper.Piper
     with pytest.raises(EngineFailure, match="cannot be started"):
         await synthesize(piper_program, "hello", OPTIONS)
     with pytest.raises(SetupError, match="PIPER_EXE_PATH"):
-        piper.create_tts(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
+        piper.make_tts(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
 
 
 async def test_the_voices_of_the_system_speak() -> None:
@@ -243,4 +243,4 @@ async def test_the_voices_of_the_system_speak() -> None:
 async def test_a_system_without_voices_is_a_setup_error() -> None:
     pytest.importorskip("pyttsx3")
     with pytest.raises(SetupError, match="espeak-ng"):
-        await pyttsx3.create_tts("nonsense", Settings()).start()
+        await pyttsx3.make_tts("nonsense", Settings()).start()

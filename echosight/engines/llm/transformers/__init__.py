@@ -1,1 +1,1 @@
-"""The parts of a chat model in this process: what it reads (`prompt`), remembers (`memory`), writes (`markup`)."""
+"""A Hugging Face model as the LLM of a cascade, in this process; its KV cache follows each conversation."""

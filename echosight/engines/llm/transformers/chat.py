@@ -1,4 +1,4 @@
-"""A Hugging Face model as a chat, in this process: it reads while the user speaks, and what it has read it keeps."""
+"""A Hugging Face model as an LLM in this process; it computes the prompt while the user still speaks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from echosight.conversation import Conversation
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.llm.transformers.prompt import Request
+from echosight.engines.llm.transformers.prompt import PromptRequest
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.progress import LoadProgress, report
 from echosight.engines.runtime.worker import Worker
@@ -19,93 +19,100 @@ from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
 if TYPE_CHECKING:
-    from echosight.engines.llm.transformers.generator import Author
+    from echosight.engines.llm.transformers.generator import TextGenerator
 
-CACHE_SHARE = 0.5
-"""Part of the memory left beside the weights that conversations may take."""
+KV_CACHE_SHARE = 0.5
+"""Share of the memory that is free after loading which KV caches may take."""
 
 
 class TransformersLLM:
-    """A `LLM`. `build` loads the model, in the thread that then owns it; `seed` makes replies repeatable."""
+    """An `LLM`. `build` loads the model in the thread that then owns it; `seed` makes replies repeatable."""
 
-    def __init__(self, name: str, build: Callable[[], Author], *, seed: int | None = None) -> None:
+    def __init__(self, name: str, build: Callable[[], TextGenerator], *, seed: int | None = None) -> None:
         self.name = name
         self.loading = LoadProgress(name)
         self._build = build
         self._seed = seed
         self._worker = Worker("chat")
-        self._author: Author
-        self._said: dict[str, str] = {}
-        self._reading: set[str] = set()
+        self._generator: TextGenerator
+        self._partials: dict[str, str] = {}
+        """Conversation id -> the last partial transcript."""
+        self._prefilling: set[str] = set()
 
     async def start(self) -> None:
-        self._author = await self._worker.call(lambda: self.loading.run(self._build))
+        """Load the model. Raises `SetupError`."""
+        self._generator = await self._worker.call(lambda: self.loading.run(self._build))
 
     async def close(self) -> None:
+        """End the model's thread."""
         await self._worker.close()
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        """Read what the user has been heard to say twice in a row, and the pictures of the turn."""
-        before = self._said.get(conversation.id, "")
-        self._said[conversation.id] = text
-        turn, sure = conversation.pending_turn, _common_words(before, text)
-        if turn is None or not sure or conversation.id in self._reading:
+        """Compute the prompt up to the words on which the last two partial transcripts agree.
+
+        Raises `EngineFailure`. Returns at once while a prefill of the same conversation is running.
+        """
+        before = self._partials.get(conversation.id, "")
+        self._partials[conversation.id] = text
+        turn, stable = conversation.pending_turn, _common_words(before, text)
+        if turn is None or not stable or conversation.id in self._prefilling:
             return
-        item = turn.to_item(sure)
-        ahead = replace(conversation, items=[*conversation.items, item], pending_turn=None)
-        request = Request(ahead, _system(conversation, conversation.instructions), conversation.tools)
-        self._reading.add(conversation.id)
+        item = turn.to_item(stable)
+        extended = replace(conversation, items=[*conversation.items, item], pending_turn=None)
+        request = PromptRequest(extended, _system(conversation, conversation.instructions), conversation.tools)
+        self._prefilling.add(conversation.id)
         try:
-            with _failures():
-                async with aclosing(self._worker.stream(lambda: self._author.read_ahead(request, item.text))) as steps:
+            with _engine_failures():
+                async with aclosing(self._worker.stream(lambda: self._generator.prefill(request, item.text))) as steps:
                     async for _ in steps:
                         pass
         finally:
-            self._reading.discard(conversation.id)
+            self._prefilling.discard(conversation.id)
 
     async def generate(
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
-        """A step of the model whenever a piece is asked for. Raises `EngineFailure`."""
-        self._said.pop(conversation.id, None)
+        """The model makes one step for each chunk that is read. Raises `EngineFailure`."""
+        self._partials.pop(conversation.id, None)
         request = self._request(conversation, options)
-        author, seed = self._author, self._seed
+        generator, seed = self._generator, self._seed
 
-        def begin() -> Generator[list[TextChunk | ToolCallChunk | GenerationSummary], None, None]:
-            return author.write(request, options, seed)
+        def start() -> Generator[list[TextChunk | ToolCallChunk | GenerationSummary], None, None]:
+            return generator.generate(request, options, seed)
 
-        with _failures():
-            async with aclosing(self._worker.stream(begin)) as steps:
-                async for pieces in steps:
-                    for piece in pieces:
-                        yield piece
+        with _engine_failures():
+            async with aclosing(self._worker.stream(start)) as steps:
+                async for chunks in steps:
+                    for chunk in chunks:
+                        yield chunk
 
     async def release(self, conversation_id: str) -> None:
-        self._said.pop(conversation_id, None)
-        await self._worker.call(lambda: self._author.forget(conversation_id))
+        """Drop the conversation's KV cache; unknown ids are fine."""
+        self._partials.pop(conversation_id, None)
+        await self._worker.call(lambda: self._generator.release(conversation_id))
 
-    def _request(self, conversation: Conversation, options: GenerateOptions) -> Request:
+    def _request(self, conversation: Conversation, options: GenerateOptions) -> PromptRequest:
         instructions = conversation.instructions if options.instructions is None else options.instructions
-        # The caller may add to the list while the model's thread reads it.
-        now = replace(conversation, items=[*conversation.items], pending_turn=None)
+        # A copy, because the session may append items while the model's thread reads the list.
+        snapshot = replace(conversation, items=[*conversation.items], pending_turn=None)
         system = _system(replace(conversation, language=options.language or conversation.language), instructions)
         tools = conversation.tools if options.tools is None else options.tools
         choice = options.tool_choice
         if choice == "none" or not tools:
-            return Request(now, system)
-        return Request(now, system, tools, self._forced(choice))
+            return PromptRequest(snapshot, system)
+        return PromptRequest(snapshot, system, tools, self._reply_prefix(choice))
 
-    def _forced(self, choice: str | dict[str, Any]) -> str:
-        """How a reply begins that has to be a function call."""
-        if choice == "auto" or not self._author.template.calls_in_tags:
+    def _reply_prefix(self, choice: str | dict[str, Any]) -> str:
+        """The beginning that forces a reply to be a function call, where `tool_choice` requires one."""
+        if choice == "auto" or not self._generator.template.calls_in_tags:
             return ""
-        named = choice.get("function", choice).get("name") if isinstance(choice, dict) else None
-        return "<tool_call>\n" + (f'{{"name": "{named}", "arguments": ' if named else "")
+        name = choice.get("function", choice).get("name") if isinstance(choice, dict) else None
+        return "<tool_call>\n" + (f'{{"name": "{name}", "arguments": ' if name else "")
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    """What breaks in a model, or in its chat template, which is a program of its makers, fails the turn only."""
+def _engine_failures() -> Iterator[None]:
+    """Turn any exception of the model, or of its chat template (a program by its makers), into `EngineFailure`."""
     try:
         yield
     except EchoSightError:
@@ -114,21 +121,21 @@ def _failures() -> Iterator[None]:
         raise EngineFailure(f"The model failed: {error}") from error
 
 
-def chat(argument: str | None, settings: Settings) -> TransformersLLM:
-    """`argument`: a Hugging Face id or a folder. Raises `SetupError`."""
+def make_llm(argument: str | None, settings: Settings) -> TransformersLLM:
+    """`argument` is a Hugging Face id or a folder; None means the setting `model`. Raises `SetupError`."""
     source = argument or settings.model
     if not source:
         raise SetupError("A model in this process needs a name: --model Qwen/Qwen2.5-7B-Instruct")
     require_extra("A model in this process", "torch", "transformers", extra="local", flag=f"--model {source}")
     turns, device = settings.max_history_turns, settings.device
-    return TransformersLLM(Path(source).name or source, lambda: build_author(source, turns, device))
+    return TransformersLLM(Path(source).name or source, lambda: build_generator(source, turns, device))
 
 
-def build_author(source: str, max_turns: int = 10, device: str = "auto") -> Author:
-    """The model at `source`. Raises `SetupError`."""
+def build_generator(source: str, max_turns: int = 10, device: str = "auto") -> TextGenerator:
+    """Load the model at `source`, a Hugging Face id or a folder. Raises `SetupError`."""
     report("libraries")
     from echosight.engines.llm.transformers.checkpoint import FILES, read_checkpoint
-    from echosight.engines.llm.transformers.generator import Author
+    from echosight.engines.llm.transformers.generator import TextGenerator
     from echosight.engines.runtime.huggingface.device import choose_device
     from echosight.engines.runtime.huggingface.memory import free_bytes
     from echosight.engines.runtime.huggingface.source import fetch
@@ -136,7 +143,7 @@ def build_author(source: str, max_turns: int = 10, device: str = "auto") -> Auth
     device = choose_device(device)
     folder = fetch(source, FILES)
     checkpoint = read_checkpoint(source, folder, device)
-    return Author(checkpoint, max_turns, int(free_bytes(device) * CACHE_SHARE))
+    return TextGenerator(checkpoint, max_turns, int(free_bytes(device) * KV_CACHE_SHARE))
 
 
 def _system(conversation: Conversation, instructions: str) -> str:
@@ -145,7 +152,7 @@ def _system(conversation: Conversation, instructions: str) -> str:
 
 
 def _common_words(before: str, now: str) -> str:
-    """What two texts in a row agree on, in whole words (LocalAgreement-2, Macháček et al. 2023)."""
+    """The whole words on which two partial transcripts agree (LocalAgreement-2, Macháček et al. 2023)."""
     old, new = before.split(), now.split()
     agreed = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     return " ".join(new[:agreed])

@@ -1,4 +1,4 @@
-"""A model that writes replies, a token a step. All of it happens in the model's thread."""
+"""Generates replies token by token. Everything here runs in the model's thread."""
 
 from __future__ import annotations
 
@@ -10,134 +10,160 @@ import torch
 
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.checkpoint import Checkpoint
-from echosight.engines.llm.transformers.kv_cache import Mind
-from echosight.engines.llm.transformers.output_parser import Markup
-from echosight.engines.llm.transformers.prompt import Request, Run, Template
-from echosight.engines.runtime.sampling import Dice, Taste, Tastes, choose, penalise
+from echosight.engines.llm.transformers.kv_cache import CachedModel
+from echosight.engines.llm.transformers.output_parser import OutputParser
+from echosight.engines.llm.transformers.prompt import ChatTemplate, PromptRequest, PromptSegment
+from echosight.engines.runtime.sampling import (
+    BatchSamplingParams,
+    Rng,
+    SamplingParams,
+    apply_repetition_penalty,
+    sample,
+)
 from echosight.events import Usage
 from echosight.options import GenerateOptions
 
-REPLY_TOKENS = 1024
+DEFAULT_REPLY_TOKENS = 1024
 
-Pieces = list[TextChunk | ToolCallChunk | GenerationSummary]
+Chunks = list[TextChunk | ToolCallChunk | GenerationSummary]
 
 
-class Author:
-    """The model, its template and its memory. `limit_bytes` bounds what it remembers of conversations."""
+class TextGenerator:
+    """The model, its chat template and its KV caches, of which `limit_bytes` are kept.
+
+    `max_turns` is the number of the user's last turns that a prompt shows.
+    """
 
     def __init__(self, checkpoint: Checkpoint, max_turns: int, limit_bytes: int) -> None:
-        self.template = Template(checkpoint.tokenizer, checkpoint.processor, max_turns)
-        self.mind = Mind(checkpoint.model, limit_bytes)
+        self.template = ChatTemplate(checkpoint.tokenizer, checkpoint.processor, max_turns)
+        self.model = CachedModel(checkpoint.model, limit_bytes)
         self._tokenizer = checkpoint.tokenizer
-        self._ends = checkpoint.ends
-        self._taste = checkpoint.taste
+        self._stop_tokens = checkpoint.stop_tokens
+        self._sampling_params = checkpoint.sampling_params
 
-    def forget(self, conversation_id: str) -> None:
-        self.mind.forget(conversation_id)
+    def release(self, conversation_id: str) -> None:
+        """Drop the conversation's KV cache."""
+        self.model.release(conversation_id)
 
-    def read_ahead(self, request: Request, said: str) -> Generator[None, None, None]:
-        """Read the prompt as far as it is sure while the user goes on after `said`."""
-        if not self.mind.rolls_back:
-            # What is read too much could not be forgotten again.
+    def prefill(self, request: PromptRequest, partial: str) -> Generator[None, None, None]:
+        """Compute the prompt up to `partial`, the words that the user has spoken so far; one step for each `next`."""
+        if not self.model.can_rewind:
+            # A wrong partial transcript could not be removed from the cache again.
             return
-        runs = self.template.beginning(request, said)
-        if not runs or _size(runs) > self.mind.context - self._limit(None):
+        segments = self.template.stable_prefix(request, partial)
+        if not segments or _count(segments) > self.model.context_size - self._reply_limit(None):
             return
-        with self.mind.borrow(request.conversation.id) as memory:
-            kept = self.mind.roll_back(memory, runs, whole=False)
-            for _ in self.mind.read(memory, runs, kept):
+        with self.model.lease(request.conversation.id) as cache:
+            cached = self.model.rewind(cache, segments, recompute_last=False)
+            for _ in self.model.prefill(cache, segments, cached):
                 yield
 
-    def write(
-        self, request: Request, options: GenerateOptions, seed: int | None = None
-    ) -> Generator[Pieces, None, None]:
-        """What each step has to say, a `GenerationSummary` last. Closing it keeps what was read and written so far."""
-        limit = self._limit(options.max_output_tokens)
-        prompt, runs = self.template.prompt(request, self.mind.context - limit)
-        markup = Markup(prompt, self._tokenizer.all_special_tokens)
-        text = _Text(self._tokenizer)
-        finish, written = "length", 0
-        with self.mind.borrow(request.conversation.id) as memory:
-            kept = self.mind.roll_back(memory, runs)
+    def generate(
+        self, request: PromptRequest, options: GenerateOptions, seed: int | None = None
+    ) -> Generator[Chunks, None, None]:
+        """The reply; each step yields its chunks, the last step a `GenerationSummary`.
+
+        Closing the generator keeps the KV cache as far as it was computed. Raises `EngineFailure` where the last turn
+        does not fit into the context.
+        """
+        limit = self._reply_limit(options.max_output_tokens)
+        prompt, segments = self.template.prompt(request, self.model.context_size - limit)
+        parser = OutputParser(prompt, self._tokenizer.all_special_tokens)
+        detokenizer = _Detokenizer(self._tokenizer)
+        finish, count = "length", 0
+        with self.model.lease(request.conversation.id) as cache:
+            cached = self.model.rewind(cache, segments)
             logits = torch.empty(0)
-            for logits in self.mind.read(memory, runs, kept):  # noqa: B007
+            for logits in self.model.prefill(cache, segments, cached):  # noqa: B007
                 yield []
-            chooser = _Chooser(self._told(options), runs, Dice(seed), logits)
-            while written < limit:
-                token = chooser.choose(logits)
-                if token in self._ends:
+            sampler = _TokenSampler(self.sampling_params(options), segments, Rng(seed), logits)
+            while count < limit:
+                token = sampler.sample(logits)
+                if token in self._stop_tokens:
                     finish = "stop"
                     break
-                written += 1
-                yield [*markup.feed(text.add(token))]
-                logits = self.mind.go_on(memory, token)
-        usage = _usage(runs, kept, written)
-        yield [*markup.feed(text.rest()), *markup.finish(), GenerationSummary(usage, finish)]
+                count += 1
+                yield [*parser.feed(detokenizer.add(token))]
+                logits = self.model.step(cache, token)
+        usage = _usage(segments, cached, count)
+        yield [*parser.feed(detokenizer.flush()), *parser.flush(), GenerationSummary(usage, finish)]
 
-    def _limit(self, asked: int | None) -> int:
-        return min(asked or REPLY_TOKENS, self.mind.context // 2)
-
-    def _told(self, options: GenerateOptions) -> Taste:
-        taste = self._taste
+    def sampling_params(self, options: GenerateOptions) -> SamplingParams:
+        """The checkpoint's recommendation, as far as `options` do not override it."""
+        params = self._sampling_params
         if options.temperature is not None:
-            taste = replace(taste, temperature=options.temperature)
-        return taste if options.top_p is None else replace(taste, top_p=options.top_p)
+            params = replace(params, temperature=options.temperature)
+        return params if options.top_p is None else replace(params, top_p=options.top_p)
+
+    def _reply_limit(self, requested: int | None) -> int:
+        return min(requested or DEFAULT_REPLY_TOKENS, self.model.context_size // 2)
 
 
-class _Text:
-    """Tokens as text, as soon as what they say is sure: a letter may be of several."""
+class _Detokenizer:
+    """Tokens to text deltas. A character may consist of several tokens; it is held back until it is complete.
+
+    The two offsets are those of vLLM's incremental detokenization: text is decoded from the previous delta on, because
+    tokenizers strip the space of a text's first token.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._begun = self._shown = 0
+        self._prefix_offset = self._read_offset = 0
 
     def add(self, token: int) -> str:
+        """The text that the token completes."""
         self._ids.append(token)
-        return self._new(sure=True)
+        return self._delta(hold_incomplete=True)
 
-    def rest(self) -> str:
-        return self._new(sure=False)
+    def flush(self) -> str:
+        """At the end: the text that was held back, with U+FFFD for an incomplete character."""
+        return self._delta(hold_incomplete=False)
 
-    def _new(self, sure: bool) -> str:
-        # From a token before, as the first of a text may lose its blank.
-        before = self._decode(self._ids[self._begun : self._shown])
-        now = self._decode(self._ids[self._begun :])
-        if sure and now.endswith("\ufffd"):
+    def _delta(self, hold_incomplete: bool) -> str:
+        before = self._decode(self._ids[self._prefix_offset : self._read_offset])
+        text = self._decode(self._ids[self._prefix_offset :])
+        if hold_incomplete and text.endswith("\ufffd"):
             return ""
-        self._begun, self._shown = self._shown, len(self._ids)
-        return now[len(before) :]
+        self._prefix_offset, self._read_offset = self._read_offset, len(self._ids)
+        return text[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
 
-class _Chooser:
-    """Chooses the tokens of one reply."""
+class _TokenSampler:
+    """Samples the tokens of one reply. `logits` (v,) are those behind the prompt: they give the size and the device."""
 
-    def __init__(self, taste: Taste, runs: Sequence[Run], dice: Dice, like: torch.Tensor) -> None:
-        self._tastes = Tastes.of([taste], like.device)
-        self._dice = dice
+    def __init__(
+        self, params: SamplingParams, segments: Sequence[PromptSegment], rng: Rng, logits: torch.Tensor
+    ) -> None:
+        self._params = BatchSamplingParams.stack([params], logits.device)
+        self._rng = rng
         self._seen: torch.Tensor | None = None
-        if taste.repetition_penalty != 1.0:
-            self._seen = torch.zeros(1, like.shape[-1], dtype=torch.bool, device=like.device)
-            self._seen[0, [token for run in runs for token in run.ids]] = True
+        if params.repetition_penalty != 1.0:
+            self._seen = torch.zeros(1, logits.shape[-1], dtype=torch.bool, device=logits.device)
+            self._seen[0, [token for segment in segments for token in segment.ids]] = True
 
-    def choose(self, logits: torch.Tensor) -> int:
+    def sample(self, logits: torch.Tensor) -> int:
+        """A token from `logits` (v,)."""
         row = logits[None]
         if self._seen is not None:
-            row = penalise(row, self._seen, self._tastes.repetition_penalty)
-        token = int(choose(row, torch.tensor(self._dice.throw(), device=row.device), self._tastes)[0])
+            row = apply_repetition_penalty(row, self._seen, self._params.repetition_penalty)
+        token = int(sample(row, torch.tensor(self._rng.draw(), device=row.device), self._params)[0])
         if self._seen is not None:
             self._seen[0, token] = True
         return token
 
 
-def _size(runs: Sequence[Run]) -> int:
-    return sum(len(run.ids) for run in runs)
+def _count(segments: Sequence[PromptSegment]) -> int:
+    """Tokens of the segments."""
+    return sum(len(segment.ids) for segment in segments)
 
 
-def _usage(runs: Sequence[Run], kept: int, written: int) -> Usage:
-    seen = sum(len(run.ids) for run in runs if run.key)
-    return Usage(input_text=_size(runs) - seen, input_image=seen, cached=kept, output_text=written)
+def _usage(segments: Sequence[PromptSegment], cached: int, output: int) -> Usage:
+    image_tokens = sum(len(segment.ids) for segment in segments if segment.image_hash)
+    return Usage(
+        input_text=_count(segments) - image_tokens, input_image=image_tokens, cached=cached, output_text=output
+    )

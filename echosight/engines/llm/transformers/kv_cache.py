@@ -1,4 +1,4 @@
-"""What a model has read of each conversation, as keys and values: brought into line with a prompt by rolling back."""
+"""KV caches of conversations on one model; a cache is rewound to the longest prefix that it shares with a prompt."""
 
 from __future__ import annotations
 
@@ -11,148 +11,162 @@ from typing import Any
 
 import torch
 
-from echosight.engines.llm.transformers.prompt import Run, Symbol
+from echosight.engines.llm.transformers.prompt import CacheKey, PromptSegment
 
-STEP = 512
-"""Tokens of a prompt that are read in one go; between two of them, others get their turn."""
+PREFILL_TOKENS = 512
+"""Prompt tokens of one prefill step; between two steps, the model's thread serves other conversations."""
 
-ROLLED_BACK = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+REWINDABLE = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Layer types whose cache can be cut; recurrent layers keep a state instead."""
 
 
 @dataclass(slots=True)
-class Memory:
-    """`symbols[n]` is at place n of the cache, and `positions[n]` is the position of what comes behind it."""
+class KvCache:
+    """A conversation's cache.
+
+    `cache_keys[n]` names the token at index n of the cache, and `positions[n]` is the rotary position of the token
+    that follows it.
+    """
 
     cache: Any
-    symbols: list[Symbol] = field(default_factory=list)
+    cache_keys: list[CacheKey] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its key and value tensors."""
         layers = getattr(self.cache, "layers", ())
         tensors = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
-class Mind:
-    """A causal model and what it remembers of conversations. `limit_bytes` bounds the latter."""
+class CachedModel:
+    """A causal transformers model with the KV caches of its conversations, at most `limit_bytes` of them.
+
+    The most recently used cache is kept even where it alone exceeds the limit.
+    """
 
     def __init__(self, model: Any, limit_bytes: int) -> None:
         self.model = model
         self.device = model.device
-        self._limit = limit_bytes
-        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._limit_bytes = limit_bytes
+        self._caches: OrderedDict[str, KvCache] = OrderedDict()
         text = model.config.get_text_config(decoder=True)
-        kinds = set(getattr(text, "layer_types", None) or ROLLED_BACK)
-        self.rolls_back = kinds <= ROLLED_BACK
-        self.context: int = getattr(text, "max_position_embeddings", None) or 1 << 20
+        layer_types = set(getattr(text, "layer_types", None) or REWINDABLE)
+        self.can_rewind = layer_types <= REWINDABLE
+        self.context_size: int = getattr(text, "max_position_embeddings", None) or 1 << 20
+        """Tokens of a prompt and its reply."""
         accepted = inspect.signature(model.forward).parameters
-        self._keep_one = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
         scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-        self._axes = 3 if self._rope_index is not None and "mrope_section" in scaling else 0
+        self._rope_axes = 3 if self._rope_index is not None and "mrope_section" in scaling else 0
 
     @contextmanager
-    def borrow(self, conversation: str) -> Iterator[Memory]:
-        """What is remembered of a conversation. It is forgotten where a step fails: that leaves layers of unequal
-        length. Otherwise it is kept, and where that is too much, the conversations unused for longest are forgotten.
+    def lease(self, conversation_id: str) -> Iterator[KvCache]:
+        """The conversation's cache, or an empty one.
+
+        Where a step raises, the cache is dropped, because its layers may differ in length. Otherwise it is stored, and
+        the least recently used caches are dropped until the limit is met.
         """
-        memory = self._memories.pop(conversation, None) or self._blank()
+        cache = self._caches.pop(conversation_id, None) or self._empty()
         try:
-            yield memory
+            yield cache
         except GeneratorExit:
-            self._keep(conversation, memory)
+            self._store(conversation_id, cache)
             raise
-        self._keep(conversation, memory)
+        self._store(conversation_id, cache)
 
-    def forget(self, conversation: str) -> None:
-        self._memories.pop(conversation, None)
+    def release(self, conversation_id: str) -> None:
+        """Drop the conversation's cache, if there is one."""
+        self._caches.pop(conversation_id, None)
 
-    def roll_back(self, memory: Memory, runs: Sequence[Run], *, whole: bool = True) -> int:
-        """Forget what `runs` do not begin with; returns how many symbols stay.
+    def rewind(self, cache: KvCache, segments: Sequence[PromptSegment], *, recompute_last: bool = True) -> int:
+        """Cut the cache to the prefix that it shares with `segments`; returns the length of that prefix in tokens.
 
-        To have `whole` runs read means to read their last token anew, for what comes next.
+        With `recompute_last` the prefix excludes the prompt's last token, so that `prefill` gives the logits behind
+        it; without, a cache that already holds the whole prompt stays as it is.
         """
-        symbols = [symbol for run in runs for symbol in run.symbols]
-        held = len(memory.symbols)
+        target = [key for segment in segments for key in segment.cache_keys]
+        held = len(cache.cache_keys)
         common = next(
-            (n for n, (a, b) in enumerate(zip(memory.symbols, symbols, strict=False)) if a != b),
-            min(held, len(symbols)),
+            (n for n, (a, b) in enumerate(zip(cache.cache_keys, target, strict=False)) if a != b),
+            min(held, len(target)),
         )
-        if whole:
-            common = max(0, min(common, len(symbols) - 1))
-        elif common == len(symbols):
+        if recompute_last:
+            common = max(0, min(common, len(target) - 1))
+        elif common == len(target):
             return common
-        # A picture is kept whole or not at all.
-        while common < len(symbols) and isinstance(symbol := symbols[common], tuple) and symbol[1]:
+        # An image is computed in one step, so its tokens are kept all or not at all.
+        while common < len(target) and isinstance(key := target[common], tuple) and key[1]:
             common -= 1
-        if common < held and not (self.rolls_back and common):
-            memory.cache, common = self._blank().cache, 0
+        if common < held and not (self.can_rewind and common):
+            cache.cache, common = self._empty().cache, 0
         elif common < held:
-            memory.cache.crop(common - held)
-        del memory.symbols[common:], memory.positions[common:]
+            cache.cache.crop(common - held)
+        del cache.cache_keys[common:], cache.positions[common:]
         return common
 
-    def read(self, memory: Memory, runs: Sequence[Run], kept: int) -> Iterator[torch.Tensor]:
-        """Read what of `runs` follows the first `kept` symbols, a step at a time; each gives the logits (v,)."""
-        for run in runs:
-            known = min(kept, len(run.ids))
-            kept -= known
-            ids = run.ids[known:]
-            step = max(len(ids), 1) if run.key else STEP
-            for at in range(0, len(ids), step):
-                yield self._step(memory, run, ids[at : at + step])
+    def prefill(self, cache: KvCache, segments: Sequence[PromptSegment], cached: int) -> Iterator[torch.Tensor]:
+        """Compute `segments` behind their first `cached` tokens, step by step; each step yields its logits (v,)."""
+        for segment in segments:
+            skipped = min(cached, len(segment.ids))
+            cached -= skipped
+            ids = segment.ids[skipped:]
+            stride = max(len(ids), 1) if segment.image_hash else PREFILL_TOKENS
+            for start in range(0, len(ids), stride):
+                yield self._forward(cache, segment, ids[start : start + stride])
 
-    def go_on(self, memory: Memory, token: int) -> torch.Tensor:
-        """Read one token more; returns the logits (v,)."""
-        logits: torch.Tensor = self._step(memory, Run((token,)), (token,))
+    def step(self, cache: KvCache, token: int) -> torch.Tensor:
+        """Compute one more token; returns the logits (v,) behind it."""
+        logits: torch.Tensor = self._forward(cache, PromptSegment((token,)), (token,))
         return logits
 
-    def _blank(self) -> Memory:
+    def _empty(self) -> KvCache:
         from transformers import DynamicCache
 
-        # Without the model's configuration all layers keep everything, also those that look at a window only:
-        # what was let go could not be rolled back to.
-        return Memory(DynamicCache() if self.rolls_back else DynamicCache(config=self.model.config))
+        # Without the model's configuration, sliding-window layers keep all tokens, too: a cache cannot be rewound to
+        # tokens that it dropped.
+        return KvCache(DynamicCache() if self.can_rewind else DynamicCache(config=self.model.config))
 
-    def _keep(self, conversation: str, memory: Memory) -> None:
-        self._memories[conversation] = memory
-        total = sum(kept.nbytes for kept in self._memories.values())
-        while total > self._limit and len(self._memories) > 1:
-            total -= self._memories.popitem(last=False)[1].nbytes
+    def _store(self, conversation_id: str, cache: KvCache) -> None:
+        self._caches[conversation_id] = cache
+        total = sum(stored.nbytes for stored in self._caches.values())
+        while total > self._limit_bytes and len(self._caches) > 1:
+            total -= self._caches.popitem(last=False)[1].nbytes
 
     @torch.inference_mode()
-    def _step(self, memory: Memory, run: Run, ids: Sequence[int]) -> torch.Tensor:
+    def _forward(self, cache: KvCache, segment: PromptSegment, ids: Sequence[int]) -> torch.Tensor:
         tokens = torch.tensor([ids], device=self.device)
-        start = memory.positions[-1] if memory.positions else 0
-        positions, following = self._positions(run, tokens, start)
-        given = {name: self._to_device(tensor) for name, tensor in (run.tensors or {}).items()}
-        made = self.model(
+        start = cache.positions[-1] if cache.positions else 0
+        positions, following = self._positions(segment, tokens, start)
+        image_inputs = {name: self._to_device(tensor) for name, tensor in (segment.tensors or {}).items()}
+        output = self.model(
             input_ids=tokens,
             position_ids=positions,
-            past_key_values=memory.cache,
+            past_key_values=cache.cache,
             use_cache=True,
-            **given,
-            **self._keep_one,
+            **image_inputs,
+            **self._last_logits_only,
         )
-        memory.symbols += run.symbols if run.key else ids
-        memory.positions += following
-        logits: torch.Tensor = made.logits[0, -1]
+        cache.cache_keys += segment.cache_keys if segment.image_hash else ids
+        cache.positions += following
+        logits: torch.Tensor = output.logits[0, -1]
         return logits
 
-    def _positions(self, run: Run, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, list[int]]:
-        """Positions of the tokens, (1, n) or (3, 1, n), and the position that follows each of them."""
+    def _positions(self, segment: PromptSegment, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, list[int]]:
+        """Positions of the tokens, (1, n), or (3, 1, n) for multimodal rotary positions; and the one behind each."""
         count = tokens.shape[1]
-        if run.key and self._axes and run.tensors is not None:
+        if segment.image_hash and self._rope_axes and segment.tensors is not None:
             assert self._rope_index is not None
-            grid = self._to_device(run.tensors["image_grid_thw"])
-            kinds = self._to_device(run.tensors["mm_token_type_ids"])
-            positions, _ = self._rope_index(tokens, mm_token_type_ids=kinds, image_grid_thw=grid)
+            grid = self._to_device(segment.tensors["image_grid_thw"])
+            token_types = self._to_device(segment.tensors["mm_token_type_ids"])
+            positions, _ = self._rope_index(tokens, mm_token_type_ids=token_types, image_grid_thw=grid)
             positions = positions + start
             return positions, [int(positions.max()) + 1] * count
         positions = torch.arange(start, start + count, device=self.device)[None]
         following = list(range(start + 1, start + count + 1))
-        return (positions.expand(self._axes, 1, -1) if self._axes else positions), following
+        return (positions.expand(self._rope_axes, 1, -1) if self._rope_axes else positions), following
 
     def _to_device(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

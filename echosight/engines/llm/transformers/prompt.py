@@ -1,4 +1,4 @@
-"""A conversation as the tokens and pictures that a model reads, by the model's own chat template."""
+"""Renders a conversation with the model's own chat template into the tokens and images of a prompt."""
 
 from __future__ import annotations
 
@@ -14,58 +14,64 @@ from typing import Any
 from PIL import Image
 
 from echosight.conversation import Conversation, ToolCall
-from echosight.engines.llm.messages import Message, messages, recent
-from echosight.engines.llm.transformers.output_parser import MARKS
+from echosight.engines.llm.messages import Message, nest_function, recent_items, to_messages
+from echosight.engines.llm.transformers.output_parser import MARKERS
 from echosight.errors import EngineFailure
 from echosight.media import ImageFrame
 
-LARGEST_SIDE = 1024
-"""Pixels. A camera's picture needs no more to be understood, and costs as many tokens as it has pixels."""
+MAX_IMAGE_SIDE = 1024
+"""Pixels. Larger images are scaled down: they cost tokens in proportion to their area and add little."""
 
-PICTURES = 32
-"""Pictures whose tensors are kept."""
+MAX_CACHED_IMAGES = 32
+"""Images whose preprocessed tensors are kept."""
 
-Symbol = int | tuple[str, int]
-"""What a place in the model's cache stands for: a token, or the nth place of a picture."""
+CacheKey = int | tuple[str, int]
+"""Identity of a token in a KV cache: the token id, or (hash, n) for the nth token of an image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Tokens that are read in one go. Those of a picture come with its tensors, and with its `key`."""
+class PromptSegment:
+    """Consecutive tokens of a prompt: text, or one image.
+
+    An image has the tensors of its processor (``pixel_values`` and so on, on the CPU) and `image_hash`, which is empty
+    for text.
+    """
 
     ids: tuple[int, ...]
-    key: str = ""
+    image_hash: str = ""
     tensors: dict[str, Any] | None = None
 
     @property
-    def symbols(self) -> list[Symbol]:
-        return [(self.key, n) for n in range(len(self.ids))] if self.key else [*self.ids]
+    def cache_keys(self) -> list[CacheKey]:
+        """One for each token."""
+        return [(self.image_hash, n) for n in range(len(self.ids))] if self.image_hash else [*self.ids]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What there is to answer. `forced` is what the reply has to begin with."""
+class PromptRequest:
+    """A conversation to reply to. `system` holds the instructions; the reply is forced to begin with `reply_prefix`."""
 
     conversation: Conversation
     system: str
     tools: tuple[dict[str, Any], ...] = ()
-    forced: str = ""
+    reply_prefix: str = ""
 
 
-class Template:
-    """A model's chat template. `processor` is that of a model which sees, None for one that only reads.
+class ChatTemplate:
+    """A model's chat template. `processor` is None for a model without vision.
 
-    What users and functions write cannot end a message or begin another: control tokens are taken out of it.
+    Control tokens are removed from the texts of users and functions, so that these cannot end a message or begin
+    another (prompt injection by special tokens).
     """
 
     def __init__(self, tokenizer: Any, processor: Any, max_turns: int) -> None:
         self._tokenizer = tokenizer
         self._processor = processor
         self._max_turns = max_turns
-        self._pictures: OrderedDict[str, Run] = OrderedDict()
+        self._images: OrderedDict[str, PromptSegment] = OrderedDict()
         self.template: str = getattr(processor, "chat_template", None) or tokenizer.get_chat_template()
-        self.mark = (getattr(processor, "boi_token", None) or processor.image_token) if processor else None
-        control = {*tokenizer.all_special_tokens, *MARKS, *filter(None, [self.mark])}
+        self.image_token = (getattr(processor, "boi_token", None) or processor.image_token) if processor else None
+        control = {*tokenizer.all_special_tokens, *MARKERS, *filter(None, [self.image_token])}
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
 
     @property
@@ -73,69 +79,78 @@ class Template:
         """Whether the model writes its function calls in ``<tool_call>``."""
         return "<tool_call>" in self.template
 
-    def prompt(self, request: Request, room: int) -> tuple[str, list[Run]]:
-        """The prompt of a reply, as text and as runs of at most `room` tokens: the oldest whole turns are left out.
+    def prompt(self, request: PromptRequest, max_tokens: int) -> tuple[str, list[PromptSegment]]:
+        """The prompt as text and as segments of at most `max_tokens` together; drops the oldest whole turns to fit.
 
         Raises `EngineFailure` ``context_length_exceeded`` where even the last turn is too long.
         """
-        turns = kept_turns(request.conversation, self._max_turns)
+        turns = visible_turns(request.conversation, self._max_turns)
         while True:
-            text = self._render(request, turns, answer=True) + request.forced
-            runs = self._read(text, self._frames(request, turns))
-            if sum(len(run.ids) for run in runs) <= room:
-                return text, runs
+            text = self._render(request, turns, generation_prompt=True) + request.reply_prefix
+            segments = self._tokenize(text, self._frames(request, turns))
+            if sum(len(segment.ids) for segment in segments) <= max_tokens:
+                return text, segments
             if turns <= 1:
                 raise EngineFailure("The turn is longer than the model's context", code="context_length_exceeded")
             turns //= 2
 
-    def beginning(self, request: Request, said: str) -> list[Run]:
-        """The prompt as far as it is sure while the last item, the user's, goes on after `said`."""
-        turns = kept_turns(request.conversation, self._max_turns)
-        text = self._render(request, turns, answer=False)
-        said = self._control.sub("", said)
-        at = text.rfind(said)
-        if not said or at < 0:
-            return []
-        *runs, last = self._read(text[: at + len(said)], self._frames(request, turns)) or [Run(())]
-        # The last token may become a longer one.
-        return [*runs, replace(last, ids=last.ids[:-1])] if not last.key else [*runs, last]
+    def stable_prefix(self, request: PromptRequest, partial: str) -> list[PromptSegment]:
+        """The beginning of the prompt that stays the same while the last item, the user's, grows behind `partial`.
 
-    def _frames(self, request: Request, turns: int) -> list[ImageFrame]:
-        items = recent(request.conversation, turns) if self.mark else []
+        Empty where `partial` does not occur in the rendered prompt.
+        """
+        turns = visible_turns(request.conversation, self._max_turns)
+        text = self._render(request, turns, generation_prompt=False)
+        partial = self._control.sub("", partial)
+        start = text.rfind(partial)
+        if not partial or start < 0:
+            return []
+        prefix = text[: start + len(partial)]
+        *segments, last = self._tokenize(prefix, self._frames(request, turns)) or [PromptSegment(())]
+        # With more text behind it, the tokenizer may merge the last token into a longer one.
+        return [*segments, replace(last, ids=last.ids[:-1])] if not last.image_hash else [*segments, last]
+
+    def _frames(self, request: PromptRequest, turns: int) -> list[ImageFrame]:
+        items = recent_items(request.conversation, turns) if self.image_token else []
         return [frame for item in items if not any(item.parts_of(ToolCall)) for frame in item.images]
 
-    def _render(self, request: Request, turns: int, answer: bool) -> str:
+    def _render(self, request: PromptRequest, turns: int, generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
-        shown = messages(
-            request.conversation, instructions=request.system, max_turns=turns, images=self.mark is not None
-        )
-        shown = [self._for_template(message) for message in shown]
+        rendered = [
+            self._for_template(message)
+            for message in to_messages(
+                request.conversation,
+                instructions=request.system,
+                max_turns=turns,
+                images=self.image_token is not None,
+            )
+        ]
         try:
-            return self._apply(shown, request, answer)
+            return self._apply(rendered, request, generation_prompt)
         except TemplateError:
-            # Some know no system, others insist on turns that alternate.
-            return self._apply(_alternating(shown), request, answer)
+            # Some templates reject system messages, others require alternating roles.
+            return self._apply(_alternate_roles(rendered), request, generation_prompt)
 
-    def _apply(self, shown: list[Message], request: Request, answer: bool) -> str:
+    def _apply(self, rendered: list[Message], request: PromptRequest, generation_prompt: bool) -> str:
         text: str = self._tokenizer.apply_chat_template(
-            shown,
-            tools=[nested(tool) for tool in request.tools] or None,
+            rendered,
+            tools=[nest_function(tool) for tool in request.tools] or None,
             chat_template=self.template,
-            add_generation_prompt=answer,
+            add_generation_prompt=generation_prompt,
             tokenize=False,
-            # Who waits for an answer in speech has no time for long thoughts; templates ignore what they do not know.
+            # Long reasoning delays a spoken reply. Templates ignore variables that they do not use.
             enable_thinking=False,
             reasoning_effort="low",
         )
         return text
 
     def _for_template(self, message: Message) -> Message:
-        """Models that see want every content as a list."""
+        """The message without control tokens; templates of vision models expect the content as a list."""
         content = message["content"] or ""
         if isinstance(content, str):
             content = self._control.sub("", content)
-            if self.mark and message["role"] != "tool":
+            if self.image_token and message["role"] != "tool":
                 content = [{"type": "text", "text": content}]
         else:
             content = [
@@ -146,59 +161,54 @@ class Template:
             ]
         if "tool_calls" not in message:
             return {**message, "content": content}
-        return {**message, "content": content, "tool_calls": [_with_arguments(call) for call in message["tool_calls"]]}
+        return {**message, "content": content, "tool_calls": [_parse_arguments(call) for call in message["tool_calls"]]}
 
-    def _read(self, text: str, frames: Sequence[ImageFrame]) -> list[Run]:
-        pieces = text.split(self.mark) if self.mark and frames else [text]
-        if len(pieces) != len(frames) + 1:
-            raise EngineFailure("The model's chat template leaves pictures out")
-        runs = []
-        for n, piece in enumerate(pieces):
-            if ids := tuple(self._tokenizer(piece, add_special_tokens=False)["input_ids"]):
-                runs.append(Run(ids))
+    def _tokenize(self, text: str, frames: Sequence[ImageFrame]) -> list[PromptSegment]:
+        texts = text.split(self.image_token) if self.image_token and frames else [text]
+        if len(texts) != len(frames) + 1:
+            raise EngineFailure("The model's chat template leaves images out")
+        segments = []
+        for n, between in enumerate(texts):
+            if ids := tuple(self._tokenizer(between, add_special_tokens=False)["input_ids"]):
+                segments.append(PromptSegment(ids))
             if n < len(frames):
-                runs.append(self._picture(frames[n]))
-        return runs
+                segments.append(self._image_segment(frames[n]))
+        return segments
 
-    def _picture(self, frame: ImageFrame) -> Run:
-        key = hashlib.blake2b(frame.data, digest_size=16).hexdigest()
-        run = self._pictures.pop(key, None)
-        if run is None:
-            with Image.open(io.BytesIO(frame.data)) as image:
-                image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
-                picture = image.convert("RGB")
-            picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-            read = self._processor(text=[self.mark], images=[picture], return_tensors="pt", add_special_tokens=False)
-            ids = read.pop("input_ids")[0].tolist()
-            read.pop("attention_mask", None)
-            run = Run(tuple(ids), key, dict(read))
-        self._pictures[key] = run
-        if len(self._pictures) > PICTURES:
-            self._pictures.popitem(last=False)
-        return run
+    def _image_segment(self, frame: ImageFrame) -> PromptSegment:
+        image_hash = hashlib.blake2b(frame.data, digest_size=16).hexdigest()
+        segment = self._images.pop(image_hash, None) or self._preprocess(frame, image_hash)
+        self._images[image_hash] = segment
+        if len(self._images) > MAX_CACHED_IMAGES:
+            self._images.popitem(last=False)
+        return segment
+
+    def _preprocess(self, frame: ImageFrame, image_hash: str) -> PromptSegment:
+        with Image.open(io.BytesIO(frame.data)) as file:
+            file.draft("RGB", (MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+            image = file.convert("RGB")
+        image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+        inputs = self._processor(text=[self.image_token], images=[image], return_tensors="pt", add_special_tokens=False)
+        ids = inputs.pop("input_ids")[0].tolist()
+        inputs.pop("attention_mask", None)
+        return PromptSegment(tuple(ids), image_hash, dict(inputs))
 
 
-def kept_turns(conversation: Conversation, most: int) -> int:
-    """How many of the user's last turns are shown: `most`, but half of them are forgotten at a time.
+def visible_turns(conversation: Conversation, max_turns: int) -> int:
+    """How many of the user's last turns the prompt shows: at most `max_turns`; the oldest half is dropped at once.
 
-    With one forgotten a turn, no two prompts would begin alike, and all of it would be read anew each time.
+    Dropping one with each turn would change the beginning of every prompt, and the whole prompt would have to be
+    computed again each time.
     """
     turns = sum(item.role == "user" for item in conversation.items)
-    if turns <= most:
-        return most
-    step = max(1, most // 2)
-    return turns - -(-(turns - most) // step) * step
+    if turns <= max_turns:
+        return max_turns
+    stride = max(1, max_turns // 2)
+    return turns - -(-(turns - max_turns) // stride) * stride
 
 
-def nested(tool: dict[str, Any]) -> dict[str, Any]:
-    """A function's description as templates take it, whether it came flat or not."""
-    if "function" in tool:
-        return tool
-    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
-
-
-def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates write the arguments as JSON themselves."""
+def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as an object: templates serialize them to JSON themselves."""
     try:
         arguments = json.loads(call["function"]["arguments"] or "{}")
     except ValueError:
@@ -206,10 +216,10 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
-def _alternating(shown: list[Message]) -> list[Message]:
-    """User and assistant by turns, the system's words at the head of the user's."""
+def _alternate_roles(rendered: list[Message]) -> list[Message]:
+    """The messages with alternating roles: system messages become the user's, neighbours of one role are merged."""
     merged: list[Message] = []
-    for message in shown:
+    for message in rendered:
         role = "assistant" if message["role"] == "assistant" else "user"
         content = message["content"]
         if merged and merged[-1]["role"] == role:

@@ -1,1 +1,1 @@
-"""Models of the Hugging Face hub: where they are, downloading them, the device they run on and its memory."""
+"""Models of the Hugging Face hub: finding and downloading them, choosing a device, checking that they fit."""

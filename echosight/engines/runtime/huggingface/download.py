@@ -9,9 +9,9 @@ from echosight.engines.runtime.progress import progress_bar, report
 
 
 def download(repository: str, files: Iterable[str]) -> Path:
-    """The local folder of a hub repository; files that match `files` (glob patterns) and are missing are downloaded.
+    """The local folder of a hub repository; downloads the `files` (glob patterns) that the cache lacks.
 
-    Raises OSError and ValueError.
+    Raises OSError (network, missing repository) and ValueError (malformed id).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
@@ -22,7 +22,10 @@ def download(repository: str, files: Iterable[str]) -> Path:
 
 
 def download_file(repository: str, name: str) -> Path:
-    """One file of a hub repository. Raises OSError, ValueError and ModuleNotFoundError."""
+    """The local path of one file of a hub repository, downloaded where the cache lacks it.
+
+    Raises OSError, ValueError, and ModuleNotFoundError without huggingface_hub.
+    """
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repository, name))

@@ -1,4 +1,4 @@
-"""Whether a model fits: the memory that its weights take, and what is free on the device."""
+"""Whether a model fits: the size of its weights, and the free memory of the device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from echosight.errors import SetupError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADROOM = 1.1
-"""Memory wanted over the weights, as a factor: activations, conversations' own caches, CUDA graphs."""
+"""Factor on the weights: activations, KV caches of conversations and CUDA graphs need memory, too."""
 
 
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """Memory of the weights when loaded as `dtype`, by the safetensors headers; 0 where there are no such files."""
+    """Bytes of the weights when loaded as `dtype`, a key of `DTYPE_BYTES`; 0 where there are no safetensors files.
+
+    Reads only the headers (https://huggingface.co/docs/safetensors, "Format").
+    """
     elements = 0
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -25,7 +28,7 @@ def weight_bytes(folder: Path, dtype: str) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that can be allocated on the device."""
+    """Bytes that can be allocated on the device: free GPU memory, or available memory of the machine."""
     if device.startswith("cuda"):
         import torch
 
@@ -41,10 +44,10 @@ def free_bytes(device: str) -> int:
 
 
 def check_memory(source: str, needed: int, free: int, device: str) -> None:
-    """Raises `SetupError` where `needed` bytes and the headroom over them exceed `free`."""
-    wanted = int(needed * HEADROOM)
-    if wanted > free:
+    """Raises `SetupError` where `needed` bytes times `HEADROOM` exceed `free` bytes."""
+    required = int(needed * HEADROOM)
+    if required > free:
         raise SetupError(
-            f"{source} needs about {wanted / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB are free: "
-            "choose a smaller model with --model, or another device"
+            f"{source} needs about {required / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB are free: "
+            "choose a smaller model with --model, or another device with --device"
         )

@@ -17,7 +17,10 @@ def is_local(source: str) -> bool:
 
 
 def read_config(folder: Path, source: str = "") -> dict[str, Any]:
-    """The folder's ``config.json``; `source` is what the user called the folder. Raises `SetupError`."""
+    """The folder's ``config.json``. `source`, the user's name for the folder, goes into the error message.
+
+    Raises `SetupError` where the folder or a readable ``config.json`` is missing.
+    """
     if not folder.is_dir():
         raise SetupError(f"There is no folder {folder}; give --model an existing folder or a Hugging Face id")
     try:
@@ -30,7 +33,7 @@ def read_config(folder: Path, source: str = "") -> dict[str, Any]:
 
 
 def fetch_config(source: str) -> dict[str, Any]:
-    """The ``config.json`` of a folder or of a hub id; of an id only that file is downloaded. Raises `SetupError`."""
+    """The ``config.json`` of a folder or of a hub id; downloads only that file. Raises `SetupError`."""
     if is_local(source):
         return read_config(Path(source).expanduser(), source)
     try:
@@ -45,9 +48,9 @@ def fetch_config(source: str) -> dict[str, Any]:
 
 
 def fetch(source: str, files: Iterable[str], flag: str = "--model ") -> Path:
-    """The model's folder; of a hub id the `files` (glob patterns) are downloaded where they are not cached.
+    """The model's folder. For a hub id, downloads the `files` (glob patterns) that the cache lacks.
 
-    Raises `SetupError`; its message repeats `flag`, the option that named the model.
+    `flag`, the option that named the model, goes into the error message. Raises `SetupError`.
     """
     if is_local(source):
         folder = Path(source).expanduser()
@@ -57,12 +60,12 @@ def fetch(source: str, files: Iterable[str], flag: str = "--model ") -> Path:
         return download(source, files)
     except (OSError, ValueError) as error:
         raise SetupError(
-            f"{source} is no folder here, and it could not be downloaded ({first_line(error)}): where there is a "
-            f"network, hf download {source} --local-dir DIR, then {flag}DIR"
+            f"{source} is no folder here, and it could not be downloaded ({first_line(error)}): on a machine with a "
+            f"network, run hf download {source} --local-dir DIR, then start with {flag}DIR"
         ) from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message; the name of its class where it has none."""
+    """The first line of an error's message, or the name of its class where the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -17,7 +17,7 @@ KINDS = ("stand-in", "real")
 
 
 def stand_in(folder: Path) -> tuple[str, str]:
-    """The paths of a program that speaks as llama-server does, and of a file that it takes for a model."""
+    """The paths of a program with the interface of llama-server, and of a file that it accepts as a model."""
     model, program = folder / "tiny.gguf", folder / "llama-server"
     model.write_bytes(b"GGUF")
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FOLDER / "stand_in.py"}" "$@"\n')
@@ -36,5 +36,5 @@ def real(folder: Path) -> tuple[str, str]:
 
 
 def llama(kind: str, folder: Path) -> tuple[str, str]:
-    """What LLAMA_EXE_PATH and --model may name."""
+    """Values for LLAMA_EXE_PATH and --model."""
     return real(folder) if kind == "real" else stand_in(folder)

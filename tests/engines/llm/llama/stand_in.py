@@ -1,7 +1,7 @@
-"""A process that speaks as llama-server does: `python stand_in.py --model FILE --port PORT …`.
+"""A process with the interface of llama-server: `python stand_in.py --model FILE --port PORT …`.
 
-It answers with the number of its process. Files beside the model: `broken` keeps it from starting, `ill` from health;
-with `chatty` it says much on one line.
+Its reply is its process id. Files in the model's folder change it: with `broken` it does not start, with `ill` it is
+unhealthy, with `chatty` it writes a very long line to stderr.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Handler(BaseHTTPRequestHandler):
         if model.with_name("ill").exists():
             self.send_error(503)
         elif self.path == "/health":
-            self.generate("application/json", b'{"status":"ok"}')
+            self.respond("application/json", b'{"status":"ok"}')
         else:
-            self.generate("application/json", json.dumps({"data": [{"id": model.name}]}).encode())
+            self.respond("application/json", json.dumps({"data": [{"id": model.name}]}).encode())
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not asked.get("stream"):
-            with model.with_name("ahead").open("a") as file:
-                file.write(json.dumps(asked["messages"]) + "\n")
-            self.generate("application/json", b'{"choices":[]}')
+        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not payload.get("stream"):
+            with model.with_name("prefills").open("a") as file:
+                file.write(json.dumps(payload["messages"]) + "\n")
+            self.respond("application/json", b'{"choices":[]}')
             return
-        said = {"choices": [{"delta": {"content": str(os.getpid())}, "finish_reason": "stop"}]}
-        self.generate("text/event-stream", b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n")
+        event = {"choices": [{"delta": {"content": str(os.getpid())}, "finish_reason": "stop"}]}
+        self.respond("text/event-stream", b"data: " + json.dumps(event).encode() + b"\n\ndata: [DONE]\n\n")
 
-    def generate(self, kind: str, data: bytes) -> None:
+    def respond(self, kind: str, data: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))

@@ -1,4 +1,4 @@
-"""`python tiny_gguf.py FILE`: a random Llama of 100 k parameters that says English words until it is stopped."""
+"""`python tiny_gguf.py FILE`: writes a random Llama of 100 k parameters that generates English words without end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 WIDTH, HEADS, LAYERS, INNER, CONTEXT = 64, 4, 2, 128, 2048
 WORDS = "hello there how can i help you today the a of and to is in it what yes no ok"
-TOLD_APART = 0.3
-"""Deviation of the weights: enough for replies to differ with what was asked."""
+WEIGHT_STD = 0.3
+"""Standard deviation of the weights: enough for replies to depend on the prompt."""
 
-HUSHED = -1000.0
+SUPPRESSED_LOGIT = -1000.0
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TOKENS = ["<unk>", "<s>", "</s>", *BYTES, *("\u2581" + word for word in WORDS.split()), ".", ",", "?"]
-SILENT = 3 + len(BYTES)
-"""Tokens before this one are never said: half a character would be no text, and the end would come at any time."""
+FIRST_WORD = 3 + len(BYTES)
+"""Tokens before this one are never generated: bytes could form half a character, and `</s>` would end the reply."""
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -34,13 +34,13 @@ def describe(file: gguf.GGUFWriter) -> None:
     file.add_rope_dimension_count(WIDTH // HEADS)
     file.add_vocab_size(len(TOKENS))
     kinds = gguf.TokenType
-    words = len(TOKENS) - SILENT
+    words = len(TOKENS) - FIRST_WORD
     file.add_tokenizer_model("llama")
     file.add_token_list(TOKENS)
     file.add_token_types(
         [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * len(BYTES) + [kinds.NORMAL] * words
     )
-    file.add_token_scores([0.0] * SILENT + [-float(rank) for rank in range(words)])
+    file.add_token_scores([0.0] * FIRST_WORD + [-float(rank) for rank in range(words)])
     file.add_unk_token_id(0)
     file.add_bos_token_id(1)
     file.add_eos_token_id(2)
@@ -48,20 +48,20 @@ def describe(file: gguf.GGUFWriter) -> None:
 
 
 def fill(file: gguf.GGUFWriter) -> None:
-    """Random weights. The first channel is 1 for every token and stays so: through it, outputs have a bias."""
+    """Random weights. The first channel is always 1 for every token, so it gives the outputs a bias."""
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> np.ndarray:
-        return (rng.standard_normal(shape) * TOLD_APART).astype(np.float32)
+        return (rng.standard_normal(shape) * WEIGHT_STD).astype(np.float32)
 
     def without_bias(*shape: int) -> np.ndarray:
-        made = random(*shape)
-        made[0] = 0
-        return made
+        weights = random(*shape)
+        weights[0] = 0
+        return weights
 
     embedding, output = random(len(TOKENS), WIDTH), random(len(TOKENS), WIDTH)
     embedding[:, 0] = 1
-    output[:, 0] = [HUSHED if token < SILENT else 0.0 for token in range(len(TOKENS))]
+    output[:, 0] = [SUPPRESSED_LOGIT if token < FIRST_WORD else 0.0 for token in range(len(TOKENS))]
     file.add_tensor("token_embd.weight", embedding)
     file.add_tensor("output.weight", output)
     file.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
