@@ -217,6 +217,7 @@ class ScriptedTTS(ScriptedPart):
     """
 
     voices: tuple[str, ...] = ("one",)
+    languages: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -199,6 +199,9 @@ class TTS(Protocol):
     voices: tuple[str, ...]
     """Names that `GenerateOptions.voice` may take; empty where there is no choice."""
 
+    languages: tuple[str, ...]
+    """Primary language subtags (``en``) that it speaks; empty where it speaks many, or where that is not known."""
+
     @property
     def name(self) -> str: ...
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import chain
 from typing import Generic, TypeVar
 
 from echosight.audio.resampling import Resampler
@@ -68,10 +69,11 @@ class FallbackChain(Generic[Part]):
 
     def candidates(self) -> Iterator[Part]:
         """The parts that have not failed lately, in order; then the others, in case those fail too."""
-        now = self._clock()
-        cooling = [part for part in self.parts if self._cooldown_ends.get(id(part), 0.0) > now]
-        yield from (part for part in self.parts if part not in cooling)
-        yield from cooling
+        yield from sorted(self.parts, key=self.is_cooling)
+
+    def is_cooling(self, part: Part) -> bool:
+        """Whether the part has failed lately."""
+        return self._cooldown_ends.get(id(part), 0.0) > self._clock()
 
     def mark_failed(self, part: Part, error: EngineFailure) -> None:
         """Prefer the other parts for a while."""
@@ -196,20 +198,31 @@ class STTChainStream:
 
 
 class TTSChain(FallbackChain[TTS]):
-    """A `TTS` at the rate of the first part. The next part replaces one that fails before its first sound."""
+    """A `TTS` at the rate of the first part. The next part replaces one that fails before its first sound.
+
+    Where the first part speaks some languages only, the chain also has the voices of the others, and a part that does
+    not have the requested voice or language is tried after those that do.
+    """
 
     def __init__(self, parts: Sequence[TTS], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(parts, clock)
         self.rate = parts[0].rate
-        self.voices = parts[0].voices
+        self.voices = self._voices()
+        self.languages: tuple[str, ...] = ()
 
     async def start(self) -> None:
         await super().start()
-        self.rate, self.voices = self.parts[0].rate, self.parts[0].voices
+        self.rate, self.voices = self.parts[0].rate, self._voices()
+
+    def _voices(self) -> tuple[str, ...]:
+        """Each name once: a name that two parts have is the first one's voice."""
+        first, *others = self.parts
+        names = first.voices if not first.languages else chain(first.voices, *(part.voices for part in others))
+        return tuple(dict.fromkeys(names))
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Raises the failure of the last candidate."""
-        candidates = list(self.candidates())
+        candidates = sorted(self.candidates(), key=lambda part: (self.is_cooling(part), not self._suits(part, options)))
         for part in candidates:
             begun = False
             try:
@@ -224,9 +237,16 @@ class TTSChain(FallbackChain[TTS]):
                 if begun or part is candidates[-1]:
                     raise
 
+    def _suits(self, part: TTS, options: GenerateOptions) -> bool:
+        """Whether the part has the requested voice; where no part has it, whether it speaks the language."""
+        if options.voice in self.voices:
+            return options.voice in part.voices
+        language = (options.language or "").lower().partition("-")[0]
+        return not language or not part.languages or language in part.languages
+
     async def _synthesize_with(self, part: TTS, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        if part is not self.parts[0] and options.voice not in part.voices:
-            # It is the name of one of the first part's voices.
+        if options.voice not in part.voices and (part is not self.parts[0] or options.voice in self.voices):
+            # It is the name of another part's voice.
             options = replace(options, voice=None)
         resampler = Resampler(part.rate, self.rate)
         async with aclosing(part.synthesize(text, options)) as chunks:

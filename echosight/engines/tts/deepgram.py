@@ -21,6 +21,7 @@ class DeepgramTTS:
 
     rate = 24_000
     voices = VOICES
+    languages: tuple[str, ...] = ()
 
     def __init__(self, url: str, key: str, voice: str) -> None:
         self._service = HttpService(

@@ -30,6 +30,7 @@ class EspeakTTS:
     def __init__(self, processes: int = 1, language: str = "en-us") -> None:
         self.pool = Pool("echosight.engines.tts.espeak_process", "espeak-ng", processes)
         self.voices: tuple[str, ...] = ()
+        self.languages: tuple[str, ...] = ()
         self._language = language
 
     async def start(self) -> None:

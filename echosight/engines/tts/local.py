@@ -30,11 +30,12 @@ class LocalModel(Protocol):
 class LocalTTS:
     """A `TTS`. `build` loads its model; until then, `rate` is the expected one in Hz."""
 
-    def __init__(self, name: str, build: Callable[[], LocalModel], rate: int) -> None:
+    def __init__(self, name: str, build: Callable[[], LocalModel], rate: int, languages: tuple[str, ...] = ()) -> None:
         self.name = name
         self.loading = LoadProgress(name)
         self.rate = rate
         self.voices: tuple[str, ...] = ()
+        self.languages = languages
         self._build = build
         self._worker = Worker(name)
         self._model: LocalModel | None = None

@@ -39,6 +39,7 @@ class OpenAITTS:
         self.service = service
         self.name = f"{model} at {service.name}"
         self.voices = voices
+        self.languages: tuple[str, ...] = ()
         self._model = model
         self._voice = voice
 

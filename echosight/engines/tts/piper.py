@@ -49,6 +49,7 @@ class PiperProgram:
     def __init__(self, program: Path, model: Path, config: dict[str, Any]) -> None:
         self.rate: int = config["audio"]["sample_rate"]
         self.voices: tuple[str, ...] = tuple(config.get("speaker_id_map") or ())
+        self.languages: tuple[str, ...] = ()
         self._speaker_ids: dict[str, int] = config.get("speaker_id_map") or {}
         self._length_scale: float = config.get("inference", {}).get("length_scale", 1.0)
         self._command = (str(program), "--model", str(model), "--output_raw")
