@@ -17,6 +17,9 @@ class Wire(Protocol):
     client_event_id: str | None
     """The client's own id of the message that is being received, to be named in an error."""
 
+    def greet(self) -> Iterable[Message]:
+        """Messages that begin each connection, also one that resumes a session; none in most dialects."""
+
     def receive(self, message: Message) -> Iterable[Input]:
         """The inputs a message stands for. Raises `WireError` if it is not of this dialect; then it has no effect."""
 

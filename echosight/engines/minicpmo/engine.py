@@ -14,7 +14,7 @@ from pathlib import Path
 
 from echosight.audio.resampling import Resampler
 from echosight.conversation import AudioPart, Conversation, Part, UserTurn
-from echosight.engines import STT, Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.minicpmo.process_cache import Seat, Voice
 from echosight.engines.runtime.ipc import FrameType
 from echosight.engines.runtime.progress import LoadProgress
@@ -68,10 +68,13 @@ class MiniCpmEngine:
 
     output_rate = 24_000
     voices: tuple[str, ...] = ()
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(self, name: str, commands: list[tuple[str, ...]], *, transcriber: STT | None = None) -> None:
         self.name = name
         self.capacity = len(commands)
+        self.stt = transcriber
         self.loading = LoadProgress(name)
         self._transcriber = transcriber
         self._seats = [Seat(_OwnProcess(name, command)) for command in commands]

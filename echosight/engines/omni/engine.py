@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Part, UserTurn
-from echosight.engines import STT, Chunk, GenerationSummary
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary
 from echosight.engines.cascade.listener import Listener
 from echosight.engines.omni.batch_scheduler import Rounds
 from echosight.engines.runtime.progress import LoadProgress
@@ -35,6 +35,8 @@ class OmniEngine:
     """
 
     output_rate = 24_000
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class OmniEngine:
         self.name = name
         self.capacity = capacity
         self.voices: tuple[str, ...] = ()
+        self.stt = transcriber
         self.loading = LoadProgress(name)
         self._build = build
         self._listener = Listener(transcriber) if transcriber is not None else None

@@ -114,6 +114,9 @@ class RealtimeWire:
 
     # --- what the client says -------------------------------------------------------------------
 
+    def greet(self) -> tuple[Message, ...]:
+        return ()
+
     def receive(self, message: Message) -> Iterator[ev.Input]:
         self.client_event_id = None
         if isinstance(message, bytes):
