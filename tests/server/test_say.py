@@ -1,4 +1,4 @@
-"""`python -m echosight.client.say`, as whoever follows the README runs it."""
+"""`python -m echosight.client.say`, as the README describes it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ def say(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("live", [(), ("--live",)])
-def test_a_recording_is_answered_into_a_file(server: Server, tmp_path: Path, live: tuple[str, ...]) -> None:
-    said = say(tmp_path, str(HELLO), *live, "--url", server.url, "--out", "answer.wav", "--uid", f"say{live}")
-    assert (said.returncode, said.stderr) == (0, "")
-    assert "I heard: " in said.stdout
+def test_the_response_to_a_recording_is_written_to_a_file(
+    server: Server, tmp_path: Path, live: tuple[str, ...]
+) -> None:
+    run = say(tmp_path, str(HELLO), *live, "--url", server.url, "--out", "answer.wav", "--uid", f"say{live}")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "I heard: " in run.stdout
     assert decode_audio((tmp_path / "answer.wav").read_bytes()).seconds > 1
-    assert ("endpoint" in said.stdout) == bool(live)
+    assert ("endpoint" in run.stdout) == bool(live)
 
 
 def test_the_request_is_printed_for_curl(tmp_path: Path) -> None:
-    said = say(tmp_path, str(HELLO), "--text", "hi", "--json")
-    (message,) = orjson.loads(said.stdout)["messages"]
+    run = say(tmp_path, str(HELLO), "--text", "hi", "--json")
+    (message,) = orjson.loads(run.stdout)["messages"]
     assert [item["type"] for item in message["content"]] == ["input_audio", "text"]
 
 
 @pytest.mark.parametrize("live", [(), ("--live",)])
-def test_without_a_server_it_says_how_to_start_one(tmp_path: Path, live: tuple[str, ...]) -> None:
+def test_without_a_server_it_explains_how_to_start_one(tmp_path: Path, live: tuple[str, ...]) -> None:
     url = f"http://localhost:{free_port()}"
-    said = say(tmp_path, str(HELLO), *live, "--url", url)
-    assert said.returncode == 1
-    assert said.stderr.startswith(f"say: nobody answers at {url} (")
-    assert "uv run model_server.py" in said.stderr
+    run = say(tmp_path, str(HELLO), *live, "--url", url)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"say: nobody answers at {url} (")
+    assert "uv run model_server.py" in run.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    said = say(tmp_path, "nowhere.wav")
-    assert (said.returncode, said.stdout) == (1, "")
-    assert said.stderr.startswith("say: ")
-    assert "nowhere.wav" in said.stderr
+    run = say(tmp_path, "nowhere.wav")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("say: ")
+    assert "nowhere.wav" in run.stderr
