@@ -27,7 +27,7 @@ unknown_sockets = APIRouter()
 
 
 def socket_route(router: APIRouter, *paths: str) -> Callable[[Endpoint], Endpoint]:
-    """Serve sockets at `paths`; a plain GET of them is answered with 426."""
+    """Serve sockets at `paths`; a plain GET of them gets 426."""
 
     def register(endpoint: Endpoint) -> Endpoint:
         for path in paths:

@@ -134,7 +134,7 @@ class StreamManager:
                     options = replace(session.options.response, max_playout_lead_ms=None)
                     await session.feed(ev.CreateResponse(options, interrupt=True))
                 while not self.sessions.stopping and (event := await session.outbox.get()) is not None:
-                    # An earlier response that nobody has read may come before the one to `item`.
+                    # An earlier response that is still unread may come before the one to `item`.
                     reached = reached or (item is not None and _responds_to(event, item))
                     if reached:
                         ended = isinstance(event, ev.ResponseEnded)

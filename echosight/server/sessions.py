@@ -193,7 +193,7 @@ class SessionRegistry:
     # --- readers --------------------------------------------------------------------------------
 
     async def wait_for_reader(self, client: Client, options: SessionOptions | None = None) -> SessionEntry:
-        """The client's session once nobody reads it. Raises `EngineFull`, or `InputError` (409) after a while."""
+        """The client's session once it has no reader. Raises `EngineFull`, or `InputError` (409) after a while."""
         deadline = asyncio.get_running_loop().time() + TAKEOVER_WAIT_S
         entry = await self.open(client, options)
         while (reader := entry.reader) is not None:
