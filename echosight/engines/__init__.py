@@ -79,6 +79,18 @@ class Engine(Protocol):
     def voices(self) -> tuple[str, ...]:
         """Names of the voices that a response may be spoken in; empty where there is no choice."""
 
+    @property
+    def stt(self) -> STT | None:
+        """Its speech to text, where it has one by itself; also for plain endpoints."""
+
+    @property
+    def llm(self) -> LLM | None:
+        """Its language model, where it has one by itself."""
+
+    @property
+    def tts(self) -> TTS | None:
+        """Its text to speech, where it has one by itself; also for plain endpoints."""
+
     async def start(self) -> None:
         """Load. /health answers 503 until it returns. Raises `SetupError`."""
 

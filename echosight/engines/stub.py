@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from echosight.conversation import Conversation, Part, UserTurn
-from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
@@ -39,6 +39,9 @@ class FakeEngine:
     capacity: int = 8
     output_rate: int = 24_000
     voices: tuple[str, ...] = ("one",)
+    stt: STT | None = None
+    llm: LLM | None = None
+    tts: TTS | None = None
     prefilled: list[Part] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
     asked: list[Conversation] = field(default_factory=list)
@@ -100,6 +103,9 @@ class StubEngine:
     capacity = 1000
     output_rate = 24_000
     voices: tuple[str, ...] = ("stub",)
+    stt: STT | None = None
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(self) -> None:
         samples = self.output_rate * STUB_PIECE_MS // 1000

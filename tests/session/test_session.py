@@ -418,6 +418,24 @@ async def test_reset_deletes_the_conversation() -> None:
         assert b.engine.released == [b.session.conversation.id]
 
 
+async def test_reset_cancels_pending_transcriptions() -> None:
+    """The engine releases the speech: a transcription that still waited would never end, and no response would start."""
+
+    class ReleasedWhileTranscribing(FakeEngine):
+        async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
+            if not self.released:
+                await asyncio.Event().wait()
+            return await super().finalize_transcript(conversation, turn)
+
+    async with bench(ReleasedWhileTranscribing(), **BY_HAND) as b:
+        await b.feed(loud(320), CommitInput())
+        await asyncio.sleep(0)
+        await b.feed(Reset(), Text("hi"), CommitInput(), CreateResponse())
+        ended = await b.turn()
+        assert ended.outcome == "completed"
+        assert [type(item) for item in b.session.conversation.items] == [Item, Item]
+
+
 async def test_closing_ends_everything() -> None:
     engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:

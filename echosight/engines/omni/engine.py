@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Part, UserTurn
-from echosight.engines import STT, Chunk, GenerationSummary
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary
 from echosight.engines.cascade.listener import Listener
 from echosight.engines.omni.batch_scheduler import BatchScheduler
 from echosight.engines.runtime.progress import LoadProgress
@@ -34,6 +34,8 @@ class OmniEngine:
     """
 
     output_rate = 24_000
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(
         self,
