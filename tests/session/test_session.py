@@ -419,7 +419,7 @@ async def test_reset_deletes_the_conversation() -> None:
 
 
 async def test_reset_cancels_pending_transcriptions() -> None:
-    """The engine releases the speech: a transcription that still waited would never end, and no response would start."""
+    """The engine releases the speech: a transcription that waits for it would not end, and no response would start."""
 
     class ReleasedWhileTranscribing(FakeEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
