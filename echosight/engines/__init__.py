@@ -61,7 +61,7 @@ Chunk = TextChunk | SpeechChunk | ToolCallChunk | GenerationSummary
 
 
 class Engine(Protocol):
-    """A model. Conversations are told apart by `conversation.id`; calls for one never overlap."""
+    """A model. `conversation.id` identifies a conversation; calls for one conversation never overlap."""
 
     @property
     def name(self) -> str:

@@ -97,22 +97,22 @@ async def speech(manager: ReadyManagerDep, settings: SettingsDep, body: BodyDep)
     """A text as speech: wav and pcm (24 kHz) are streamed, other formats are sent when complete."""
     request = validate(SpeechRequest, body)
     # The first piece is awaited, so that an error before it becomes an HTTP status.
-    pieces = await started(_speech_stream(manager, settings, request))
+    chunks = await started(_speech_stream(manager, settings, request))
     if request.stream_format == "sse":
-        return StreamingResponse(_speech_events(pieces), media_type="text/event-stream")
-    return StreamingResponse(pieces, media_type=_MEDIA_TYPES[request.response_format])
+        return StreamingResponse(_speech_events(chunks), media_type="text/event-stream")
+    return StreamingResponse(chunks, media_type=_MEDIA_TYPES[request.response_format])
 
 
 async def _speech_stream(manager: StreamManager, settings: Settings, request: SpeechRequest) -> AsyncGenerator[bytes]:
     """The speech as bytes of the requested format."""
-    async with aclosing(_synthesize(manager.engine, request.input, _options(manager, settings, request))) as pieces:
+    async with aclosing(_synthesize(manager.engine, request.input, _options(manager, settings, request))) as chunks:
         if request.response_format in ("wav", "pcm"):
             header = wav_header(SPEECH_SAMPLE_RATE, UNKNOWN_LENGTH) if request.response_format == "wav" else b""
-            async for piece in pieces:
-                yield header + piece
+            async for chunk in chunks:
+                yield header + chunk
                 header = b""
             return
-        pcm = b"".join([piece async for piece in pieces])
+        pcm = b"".join([chunk async for chunk in chunks])
     container, encoding = _FILES[request.response_format]
     # Encoding takes long whatever the size, so it always runs in the thread.
     yield await manager.parse(LARGE_BYTES, lambda: _encode(pcm, container, encoding))
@@ -129,11 +129,11 @@ def _options(manager: StreamManager, settings: Settings, request: SpeechRequest)
     )
 
 
-async def _speech_events(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if piece:
-                event = {"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()}
+async def _speech_events(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if chunk:
+                event = {"type": "speech.audio.delta", "audio": base64.b64encode(chunk).decode()}
                 yield b"data: " + orjson.dumps(event) + b"\n\n"
     # A TTS counts no tokens.
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}

@@ -58,9 +58,9 @@ async def _chunks(
         async with engine.reserve(conversation.id):
             conversation.items[:] = [await _with_transcript(engine, item) for item in conversation]
             yield completion.start()
-            async with aclosing(engine.generate(conversation, options)) as pieces:
-                async for piece in pieces:
-                    if (chunk := completion.feed(piece)) is not None:
+            async with aclosing(engine.generate(conversation, options)) as generated:
+                async for engine_chunk in generated:
+                    if (chunk := completion.feed(engine_chunk)) is not None:
                         yield chunk
                     if completion.stopped:
                         break

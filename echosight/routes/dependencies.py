@@ -33,8 +33,8 @@ async def body_of(request: Request) -> bytes:
     """The request's body. Raises `InputError` 413 as soon as it is larger than allowed."""
     limit = settings_of(request).max_body_bytes
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > limit:
             raise InputError(f"The body is larger than {limit} bytes", code="too_large", status=413)
     return bytes(body)

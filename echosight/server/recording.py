@@ -192,8 +192,8 @@ class SessionRecording:
             self._wake.clear()
             await _wait_at_most(self._closing, _WRITE_INTERVAL_S)
             batch, self._pending = self._pending, {}
-            for name, pieces in batch.items():
-                data = b"".join(pieces)
+            for name, chunks in batch.items():
+                data = b"".join(chunks)
                 if name.startswith("image"):
                     async with aiofiles.open(self.folder / name, "wb") as image:
                         await image.write(data)

@@ -14,6 +14,8 @@ from echosight.conversation import Item, TextPart
 from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EchoSightError, InputError
 from echosight.events import ResponseEnded, TextDelta
+from echosight.media import AudioChunk
+from echosight.options import SessionOptions
 from echosight.server import sessions as module
 from echosight.server.manager import StreamManager
 from echosight.server.metrics import Metrics
@@ -21,6 +23,8 @@ from echosight.server.recording import Recorder
 from echosight.server.sessions import Client
 from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
+from echosight.wire.echosight import EchoSightWire
+from echosight.wire.echosight_messages import CustomOptions
 from tests.server.test_metrics import samples
 
 ME = Client("me")
@@ -61,6 +65,40 @@ async def test_a_reader_learns_that_the_server_stops(manager: StreamManager) -> 
         with pytest.raises(EchoSightError) as stopped:
             await reading
         assert stopped.value.code == "server_stopping"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type": "subscribe"}',
+        '{"type": "configure", "sample_rate": 8000}',
+        '{"type": "configure", "audio": "binary", "events": true, "levels": true}',
+        '{"type": "configure", "turn_detection": {"max_turn_ms": 9000}}',
+    ],
+)
+async def test_a_socket_keeps_what_init_options_chose(manager: StreamManager, message: str) -> None:
+    """Both change one set of options: a message changes the fields that it names, and leaves the others alone."""
+    sample = AudioChunk(bytes(320))
+    chosen = CustomOptions(
+        hd_video=True, use_audio_prompt=2, vad_threshold=0.7, voice_clone_prompt="Calm.", assistant_prompt="Be kind."
+    )
+    await manager.upload_customized_audio(ME, sample)
+    await manager.update_customized_options(ME, chosen)
+    async with manager.sessions.connect(ME) as entry:
+        before = entry.session.options
+        for event in EchoSightWire(ME.uid).receive(message):
+            await entry.session.feed(event)
+        after = entry.session.options
+    assert (before.response.voice_sample, before.hd_video) == (sample, True)
+    assert "Be kind." in before.instructions
+    assert threshold(before) != threshold(manager.live_options())
+    assert (threshold(after), after.instructions) == (threshold(before), before.instructions)
+    assert (after.response, after.hd_video) == (before.response, before.hd_video)
+
+
+def threshold(options: SessionOptions) -> float:
+    assert options.turn_detection is not None
+    return options.turn_detection.threshold
 
 
 def item(text: str) -> Item:
