@@ -10,6 +10,11 @@ from typing import Protocol
 
 from echosight.events import Input, Output
 
+__all__ = [
+    "Message",
+    "Wire",
+]
+
 Message = str | bytes
 
 
