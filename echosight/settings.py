@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     )
     system_prompt: str = Field(default="", description="instructions for the model, where the client sends none")
     voice: str | None = Field(default=None, description="voice of the responses (default: the engine's first)")
+    default_tts_instructions: str = _named(
+        "DEFAULT_TTS_INSTRUCTIONS", "speaking style, for voices that take directions"
+    )
     language: str | None = Field(default=None, description="spoken language, e.g. en (default: the engine's choice)")
     max_history_turns: int = Field(default=10, ge=1, description="earlier turns that are sent to a language model")
     speech_workers: int = Field(
@@ -143,9 +146,6 @@ class Settings(BaseSettings):
         default=_DETECTION.max_turn_ms / 1000, ge=1, description="longest turn of live speech, in seconds"
     )
 
-    default_tts_instructions: str = _named(
-        "DEFAULT_TTS_INSTRUCTIONS", "speaking style, for voices that take directions"
-    )
     default_system_prompt: str = _named("DEFAULT_SYSTEM_PROMPT", "instructions for bridge clients that send none")
     default_vad_aggr: int = _named("DEFAULT_VAD_AGGR", "VAD aggressiveness 0-3 for bridge clients", 2, ge=0, le=3)
     default_vad_start_ms: int = _named(
