@@ -70,6 +70,8 @@ class ScriptedEngine:
         script = self.answers[min(len(self.asked), len(self.answers)) - 1]
         try:
             for chunk in script:
+                if isinstance(chunk, SpeechChunk) and not options.speech:
+                    continue
                 if self.gate is not None:
                     await self.gate.acquire()
                 await asyncio.sleep(0)

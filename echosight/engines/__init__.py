@@ -212,6 +212,7 @@ class TTS(Protocol):
         """Speak one sentence as mono PCM16 at `rate` Hz, in chunks.
 
         Words are timed from the sentence's first sample and count its characters; a voice that does not know them
-        gives none. Unknown voices and languages are spoken in a default one. Closing the generator stops the voice
+        gives none. Unknown voices and languages are spoken in a default one. Text without anything to speak may give
+        no chunks. Closing the generator stops the voice
         within one step. Raises `EngineFailure`.
         """

@@ -63,6 +63,8 @@ class OmniEngine:
     async def start(self) -> None:
         """Load the model, then the `stt`. Raises `SetupError`."""
         self._runner = await self._worker.call(lambda: self.loading.run(self._build))
+        self._samples_needed.clear()
+        self._closed = False
         self.voices = self._runner.model.speakers
         if self.stt is not None:
             self.loading.report(self.stt.name, None)
