@@ -41,8 +41,8 @@ def tone(rate: int, ms: int = 300) -> bytes:
     return wave.astype("<i2").tobytes()
 
 
-def wav(*pieces: bytes, kind: str = "audio/wav", whole: bool = True) -> Handler:
-    return body(*pieces, kind=kind, whole=whole)
+def wav(*chunks: bytes, kind: str = "audio/wav", whole: bool = True) -> Handler:
+    return body(*chunks, kind=kind, whole=whole)
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ async def test_speech_that_comes_too_slowly_is_a_failure(server: Server, pauses:
 
 
 @given(cuts=st.lists(st.integers(0, 700), max_size=8), extra=st.binary(max_size=9), known=st.booleans())
-def test_a_file_may_arrive_in_any_pieces(cuts: list[int], extra: bytes, known: bool) -> None:
+def test_a_file_may_arrive_in_chunks_of_any_size(cuts: list[int], extra: bytes, known: bool) -> None:
     pcm = tone(8_000, 40)
     file = wav_bytes(AudioChunk(pcm, 8_000)) + extra if known else unknown_length(pcm, 8_000)
     stream = WavStream(24_000)
