@@ -1,37 +1,28 @@
-"""The contract of `Engine`, for every implementation: add a line to `ENGINES` for a new one."""
+"""The contract of `Engine`, for every implementation: see `tests/contracts/engines.py`."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, Part, TextPart, UserTurn, pcm_part
 from echosight.engines import Chunk, Engine, SpeechChunk, TextChunk
-from echosight.engines.cascade.engine import Cascade
-from echosight.engines.llm.echo import EchoLLM
-from echosight.engines.minicpmo.engine import MODULE, MiniCpmEngine
-from echosight.engines.stt.sphinx import SphinxSTT
-from echosight.engines.stub import StubEngine
-from echosight.engines.tts.espeak import EspeakTTS
-from echosight.media import AudioChunk, Transcript, pcm_ms
+from echosight.media import Transcript, pcm_ms
 from echosight.options import GenerateOptions
 from tests.conftest import Flite
+from tests.contracts.engines import ENGINES, Folder
 from tests.contracts.harness import (
-    DEFAULT_OPTIONS,
     UNKNOWN_LANGUAGE,
     Running,
     cancel_after_first,
     check_summary,
     check_words,
-    count_forward_calls,
     no_task_left,
     read_first,
     red_image,
@@ -39,71 +30,9 @@ from tests.contracts.harness import (
     started,
     until_stopped,
 )
-from tests.fakes import ScriptedEngine, ScriptedLLM, ScriptedSTT, ScriptedTTS, words
-
-Folder = Callable[[str], Path]
-Case = AbstractAsyncContextManager[Running[Engine]]
+from tests.fakes import ScriptedEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-SENTENCE = "The rain had stopped, and many people went to the café at once. "
-
-
-# --- implementations ------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def plain(engine: Engine, options: GenerateOptions = DEFAULT_OPTIONS) -> AsyncIterator[Running[Engine]]:
-    yield Running(engine, options=options)
-
-
-@asynccontextmanager
-async def scripted_cascade() -> AsyncIterator[Running[Engine]]:
-    llm, tts = ScriptedLLM(*(TextChunk(SENTENCE) for _ in range(200))), ScriptedTTS()
-    yield Running(Cascade(ScriptedSTT(), llm, tts), lambda: llm.steps + tts.steps, incremental=True)
-
-
-@asynccontextmanager
-async def scripted() -> AsyncIterator[Running[Engine]]:
-    engine = ScriptedEngine([words(SENTENCE.strip())])
-    yield Running(engine, lambda: engine.steps, incremental=True)
-
-
-@asynccontextmanager
-async def omni(folder: Path) -> AsyncIterator[Running[Engine]]:
-    from echosight.engines.omni.load import load
-
-    engine = load(str(folder), device="cpu", capacity=2, context=1024, seed=5)
-    build = engine._build
-
-    def build_endless() -> Any:
-        runner = build()
-        # Random weights would end replies at any length.
-        runner.model.text_stop_tokens = runner.model.codec_stop_tokens = frozenset()
-        runner.model.limits = replace(runner.model.limits, speech_frames=40)
-        return runner
-
-    engine._build = build_endless
-    with count_forward_calls() as calls:
-        yield Running(engine, calls, incremental=True, options=GenerateOptions(max_output_tokens=6))
-
-
-def minicpmo(version: str) -> Case:
-    command = (sys.executable, "-m", MODULE, ".", f"tests.engines.minicpmo.standin:load{version}")
-    sample = AudioChunk(bytes(24_000), 8_000)
-    return plain(MiniCpmEngine("stand-in", [command] * 2), GenerateOptions(voice_sample=sample))
-
-
-ENGINES: dict[str, Callable[[Folder], Case]] = {
-    "default": lambda _: plain(Cascade(SphinxSTT(), EchoLLM(), EspeakTTS())),
-    "cascade": lambda _: scripted_cascade(),
-    "qwen2.5-omni": lambda folder: omni(folder("qwen2_5")),
-    "qwen3-omni": lambda folder: omni(folder("qwen3")),
-    "minicpm-o-2.6": lambda _: minicpmo("26"),
-    "minicpm-o-4.5": lambda _: minicpmo("45"),
-    "stub": lambda _: plain(StubEngine()),
-    "scripted": lambda _: scripted(),
-}
 
 
 @pytest.fixture(scope="module")
