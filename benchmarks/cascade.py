@@ -1,8 +1,8 @@
-"""What overlapping the stages of a turn saves: `uv run benchmarks/cascade.py [--model … --stt … --tts …]`.
+"""How much time overlapping the stages of a turn saves: `uv run benchmarks/cascade.py [--model … --stt … --tts …]`.
 
-The same parts take the same turn twice in one run: as the cascade does it (transcribing while the user speaks,
-speaking while the chat still writes), and one stage after the other. Without --model the chat is a stand-in that
-writes at --tokens-per-second. Times are ms after the end of speech, the median of --rounds.
+The same parts process the same turn twice in one run: as the cascade does it (the STT works while the user speaks, the
+TTS while the LLM still writes), and one stage after the other. Without --model the LLM is a stand-in that writes
+at --tokens-per-second. Times are ms after the end of speech, the median of --rounds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from benchmarks.workload import clip
 from echosight.conversation import AudioPart, Conversation, UserTurn
 from echosight.engines import GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
 from echosight.engines.cascade.engine import Cascade
-from echosight.engines.cascade.sentences import Splitter, speakable
+from echosight.engines.cascade.sentences import SentenceSplitter, strip_markup
 from echosight.engines.registry import load
 from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
-PIECE = INPUT_SAMPLE_RATE // 50 * 2
-"""Bytes of 20 ms."""
+CHUNK_BYTES = INPUT_SAMPLE_RATE // 50 * 2
+"""20 ms."""
 
 REPLY = (
     "Certainly. I have opened the window a little, because it has become warm in here since this morning. "
@@ -41,7 +41,7 @@ Marks = dict[str, float]
 
 
 class PacedLLM:
-    """A stand-in for a model: a fixed reply at a fixed speed, after a fixed time."""
+    """A stand-in for a model: a fixed reply at a fixed speed, after a fixed latency."""
 
     def __init__(self, tokens_per_second: float, first_s: float) -> None:
         self.name = f"a stand-in that writes {tokens_per_second:g} tokens a second after {first_s * 1000:g} ms"
@@ -67,76 +67,76 @@ class PacedLLM:
 
 
 async def overlapped(engine: Cascade, pcm: bytes) -> Marks:
-    """The user speaks in real time, and is heard meanwhile."""
+    """The user speaks in real time, and the STT works meanwhile."""
     conversation = Conversation(pending_turn=UserTurn())
     assert conversation.pending_turn is not None
     began = time.perf_counter()
-    for at in range(0, len(pcm), PIECE):
-        part = conversation.pending_turn.add(AudioPart(pcm[at : at + PIECE]))
+    for start in range(0, len(pcm), CHUNK_BYTES):
+        part = conversation.pending_turn.add(AudioPart(pcm[start : start + CHUNK_BYTES]))
         await engine.prefill(conversation, part)
-        due = began + (at + PIECE) / (2 * INPUT_SAMPLE_RATE)
+        due = began + (start + CHUNK_BYTES) / (2 * INPUT_SAMPLE_RATE)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    over, marks = time.perf_counter(), Marks()
-    await _understand(engine, conversation, over, marks)
-    async with aclosing(engine.generate(conversation, GenerateOptions())) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, TextChunk):
-                marks.setdefault("first text", _ms(over))
-            elif isinstance(piece, SpeechChunk):
-                marks.setdefault("first speech", _ms(over))
-                marks["last speech"] = _ms(over)
+    end_of_speech, marks = time.perf_counter(), Marks()
+    await _transcribe(engine, conversation, end_of_speech, marks)
+    async with aclosing(engine.generate(conversation, GenerateOptions())) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, TextChunk):
+                marks.setdefault("first text", _ms(end_of_speech))
+            elif isinstance(chunk, SpeechChunk):
+                marks.setdefault("first speech", _ms(end_of_speech))
+                marks["last speech"] = _ms(end_of_speech)
     await engine.release(conversation.id)
     return marks
 
 
 async def in_sequence(engine: Cascade, pcm: bytes) -> Marks:
-    """Each stage begins when the one before it is complete."""
+    """Each stage begins when the previous one is complete."""
     conversation = Conversation(pending_turn=UserTurn())
     assert conversation.pending_turn is not None
     conversation.pending_turn.add(AudioPart(pcm))
-    over, marks = time.perf_counter(), Marks()
-    await _understand(engine, conversation, over, marks)
+    end_of_speech, marks = time.perf_counter(), Marks()
+    await _transcribe(engine, conversation, end_of_speech, marks)
     text = ""
     async with aclosing(engine.llm.generate(conversation, GenerateOptions())) as reply:
-        async for piece in reply:
-            if isinstance(piece, TextChunk):
-                marks.setdefault("first text", _ms(over))
-                text += piece.text
-    splitter = Splitter()
-    for sentence in (*splitter.feed(text), *splitter.finish()):
-        async with aclosing(engine.tts.synthesize(speakable(sentence.text), GenerateOptions())) as pieces:
-            async for _ in pieces:
-                marks.setdefault("first speech", _ms(over))
-    marks["last speech"] = _ms(over)
+        async for chunk in reply:
+            if isinstance(chunk, TextChunk):
+                marks.setdefault("first text", _ms(end_of_speech))
+                text += chunk.text
+    splitter = SentenceSplitter()
+    for sentence in (*splitter.push(text), *splitter.flush()):
+        async with aclosing(engine.tts.synthesize(strip_markup(sentence.text), GenerateOptions())) as chunks:
+            async for _ in chunks:
+                marks.setdefault("first speech", _ms(end_of_speech))
+    marks["last speech"] = _ms(end_of_speech)
     await engine.release(conversation.id)
     return marks
 
 
-async def _understand(engine: Cascade, conversation: Conversation, over: float, marks: Marks) -> None:
+async def _transcribe(engine: Cascade, conversation: Conversation, end_of_speech: float, marks: Marks) -> None:
     turn = conversation.pending_turn
     assert turn is not None
     conversation.pending_turn = None
     transcript = await engine.finalize_transcript(conversation, turn)
     conversation.add(turn.to_item(transcript.text if transcript else ""))
-    marks["transcript"] = _ms(over)
+    marks["transcript"] = _ms(end_of_speech)
 
 
 def _ms(since: float) -> float:
     return (time.perf_counter() - since) * 1000
 
 
-async def measure(settings: Settings, given: argparse.Namespace, pcm: bytes) -> None:
+async def measure(settings: Settings, args: argparse.Namespace, pcm: bytes) -> None:
     engine = load(settings)
     if not isinstance(engine, Cascade):
-        sys.exit(f"{engine.name} is no cascade")
+        sys.exit(f"{engine.name} is not a cascade")
     if settings.model is None:
-        engine.llm = PacedLLM(given.tokens_per_second, given.first_token_ms / 1000)
+        engine.llm = PacedLLM(args.tokens_per_second, args.first_token_ms / 1000)
     await engine.start()
-    print(f"hears    {engine.stt.name}\nanswers  {engine.llm.name}\nspeaks   {engine.tts.name}")
-    print(f"{len(pcm) / 2 / INPUT_SAMPLE_RATE:.1f} s of speech, {given.rounds} rounds\n")
+    print(f"STT  {engine.stt.name}\nLLM  {engine.llm.name}\nTTS  {engine.tts.name}")
+    print(f"{len(pcm) / 2 / INPUT_SAMPLE_RATE:.1f} s of speech, {args.rounds} rounds\n")
     try:
         await in_sequence(engine, pcm)
-        rounds = [(await overlapped(engine, pcm), await in_sequence(engine, pcm)) for _ in range(given.rounds)]
+        rounds = [(await overlapped(engine, pcm), await in_sequence(engine, pcm)) for _ in range(args.rounds)]
     finally:
         await engine.close()
     print(f"{'ms after the end of speech':28}{'overlapped':>12}{'in sequence':>14}{'ratio':>9}")
@@ -147,14 +147,14 @@ async def measure(settings: Settings, given: argparse.Namespace, pcm: bytes) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recording", type=Path, help="a WAV file to say (default: espeak-ng speaks)")
+    parser.add_argument("--recording", type=Path, help="a WAV file of what the user says (default: espeak-ng speaks)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens-per-second", type=float, default=40)
     parser.add_argument("--first-token-ms", type=float, default=100)
-    given, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args()
     settings = Settings.load(rest)
-    speech = clip(given.recording)
-    asyncio.run(measure(settings, given, speech.samples[: speech.speech].tobytes()))
+    speech = clip(args.recording)
+    asyncio.run(measure(settings, args, speech.samples[: speech.speech].tobytes()))
 
 
 if __name__ == "__main__":

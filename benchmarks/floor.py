@@ -22,7 +22,7 @@ from fastapi import FastAPI, WebSocket
 from benchmarks.workload import SILENCE_MS, STUB_CHUNK
 from echosight.audio.formats import wav_bytes
 from echosight.audio.silero import MODEL_PATH, WINDOW
-from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S
 from echosight.media import AudioChunk
 
 app = FastAPI()
@@ -75,7 +75,7 @@ class User:
         for n, word in enumerate(STUB_TEXT.split()):
             await asyncio.sleep(started + (n + 1) * STUB_TOKEN_S - loop.time())
             await self.send_record(None, f" {word}")
-        for _ in range(STUB_PIECES):
+        for _ in range(STUB_CHUNKS):
             await self.send_record(base64.b64encode(wav_bytes(AudioChunk(STUB_CHUNK, 24_000))).decode(), "")
         await self.send_record(None, "\n<end>")
 

@@ -17,7 +17,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.io import AudioInput, AudioOutput, AudioOutputCapabilities
 
 from benchmarks.workload import SILENCE_MS, STUB_CHUNK
-from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
+from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
 OUTPUT_SAMPLE_RATE = 24_000
 app = FastAPI()
@@ -99,7 +99,7 @@ class StubTTSStream(tts.ChunkedStream):
         output_emitter.initialize(
             request_id="stub", sample_rate=OUTPUT_SAMPLE_RATE, num_channels=1, mime_type="audio/pcm"
         )
-        for _ in range(STUB_PIECES):
+        for _ in range(STUB_CHUNKS):
             output_emitter.push(STUB_CHUNK)
         output_emitter.flush()
 

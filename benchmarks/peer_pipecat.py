@@ -39,7 +39,7 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 
 from benchmarks.workload import SILENCE_MS, STUB_CHUNK
-from echosight.engines.stub import STUB_PIECES, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
+from echosight.engines.stub import STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S, STUB_TRANSCRIPT
 
 OUTPUT_SAMPLE_RATE = 24_000
 app = FastAPI()
@@ -77,7 +77,7 @@ class StubTTS(TTSService):
         return True
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Any, None]:
-        for _ in range(STUB_PIECES):
+        for _ in range(STUB_CHUNKS):
             yield TTSAudioRawFrame(STUB_CHUNK, OUTPUT_SAMPLE_RATE, 1, context_id=context_id)
 
 

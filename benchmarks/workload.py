@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from echosight.audio.formats import decode_audio
 from echosight.audio.resampling import resample
-from echosight.engines.stub import STUB_PIECE_MS, STUB_PIECES, STUB_TEXT, STUB_TOKEN_S
+from echosight.engines.stub import STUB_CHUNK_MS, STUB_CHUNKS, STUB_TEXT, STUB_TOKEN_S
 from echosight.engines.tts.espeak import EspeakTTS
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import GenerateOptions, TurnDetectionOptions
@@ -28,10 +28,10 @@ SILENCE_MS = 400
 STUB_LATENCY_MS = round(1000 * STUB_TOKEN_S * len(STUB_TEXT.split()))
 """Time from the end of the turn to the stub's first speech."""
 
-RESPONSE_BYTES = STUB_PIECES * STUB_PIECE_MS * 48
+RESPONSE_BYTES = STUB_CHUNKS * STUB_CHUNK_MS * 48
 """Size of the stub's whole speech, PCM16 at 24 kHz."""
 
-STUB_CHUNK = b"\x10\x01\xf0\xfe" * (STUB_PIECE_MS * 12)
+STUB_CHUNK = b"\x10\x01\xf0\xfe" * (STUB_CHUNK_MS * 12)
 """A chunk of the stub's speech; it contains no silence."""
 
 Samples = npt.NDArray[np.int16]

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from echosight.engines.stub import FakeEngine
 from echosight.events import Audio, Output, ResponseEnded
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.server.engine_host import EngineHost
 from echosight.session.session import Session
 from echosight.turns.vad import VadStream
+from tests.fakes import ScriptedEngine
 
 WINDOW_MS = 32
 
@@ -57,7 +57,7 @@ class Bench:
     """A session, its engine and clock, and all that it has said so far."""
 
     session: Session
-    engine: FakeEngine
+    engine: ScriptedEngine
     clock: Clock
     seen: list[Output] = field(default_factory=list)
 
@@ -86,9 +86,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(engine: FakeEngine | None = None, **options: Any) -> AsyncGenerator[Bench]:
+async def bench(engine: ScriptedEngine | None = None, **options: Any) -> AsyncGenerator[Bench]:
     """A session with server turn detection; `options` are those of `SessionOptions`."""
-    engine = engine or FakeEngine()
+    engine = engine or ScriptedEngine()
     clock = Clock()
     chosen = SessionOptions(**{"turn_detection": TurnDetectionOptions(min_endpointing_delay_ms=384), **options})
     session = Session("s", EngineHost(engine), LoudnessVad(), chosen, clock=clock)

@@ -103,7 +103,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "echosight.engines.runtime": (
         {"huggingface"},
         {"subprocess_pool", "supervisor", "http_client", "sse"},
-        {"ipc", "stderr", "retries", "progress", "worker", "extras", "sampling"},
+        {"ipc", "retries", "progress", "worker", "extras", "sampling"},
     ),
     "echosight.audio": ({"formats"}, {"codecs", "speech_spans"}, {"resampling", "g711", "silero"}, {"pcm"}),
     "echosight.turns": ({"audio_input"}, {"detector", "vad", "end_of_turn"}),

@@ -11,7 +11,6 @@ import pytest
 
 from echosight import events as ev
 from echosight.audio.resampling import resample
-from echosight.engines.stub import FakeEngine
 from echosight.media import AudioChunk
 from echosight.options import SessionOptions
 from echosight.server.engine_host import EngineHost
@@ -21,6 +20,7 @@ from echosight.wire import Message, Wire
 from echosight.wire.echosight import EchoSightWire
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
 from tests.conftest import Flite
+from tests.fakes import ScriptedEngine
 
 DETECTION = {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 400, "interrupt_response": True}
 CHUNK_BYTES = 2 * 24 * 20
@@ -42,7 +42,7 @@ def over_the_echosight_socket(pcm: bytes) -> Iterator[Message]:
 
 async def log_of(wire: Wire, messages: Iterator[Message]) -> list[str]:
     """All events of a session with the real turn detector, with ids that do not depend on the run."""
-    session = Session("s", EngineHost(FakeEngine()), BatchedVad().stream(), SessionOptions(), clock=lambda: 0.0)
+    session = Session("s", EngineHost(ScriptedEngine()), BatchedVad().stream(), SessionOptions(), clock=lambda: 0.0)
     events: list[ev.Output] = []
     for message in messages:
         for received in wire.receive(message):

@@ -1,7 +1,7 @@
-"""What answers: the contracts that models meet.
+"""The contracts of models: an `Engine` takes speech and images and responds in speech and text.
 
-An `Engine` hears, sees and answers. A `Cascade` is an engine made of a `STT`, a `LLM` and a
-`TTS`. All of them keep caches only; the `Conversation` handed to every call is the truth.
+A `Cascade` is an engine made of an `STT`, an `LLM` and a `TTS`. All of them keep caches only; the `Conversation`
+handed to every call is the truth. `tests/contracts/` runs one suite over every implementation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from echosight.options import GenerateOptions
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """A text delta of the answer."""
+    """A text delta of the response."""
 
     text: str
 
@@ -27,8 +27,8 @@ class TextChunk:
 class SpeechChunk:
     """Mono PCM16 at the engine's `output_rate`, with the words that begin in it.
 
-    Words are timed from the first sample of the answer and count characters of the answer's whole text.
-    `made_by` names who speaks, where that may be one of several.
+    Words are timed from the first sample of the response and count characters of the response's whole text.
+    `provider` names the TTS, where that may be one of several.
     """
 
     pcm: bytes
@@ -38,7 +38,7 @@ class SpeechChunk:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallChunk:
-    """A piece of a function call; `arguments` is a delta of its JSON."""
+    """Part of a function call; `arguments` is a delta of its JSON text."""
 
     call_id: str
     name: str
@@ -47,7 +47,7 @@ class ToolCallChunk:
 
 @dataclass(frozen=True, slots=True)
 class GenerationSummary:
-    """The last piece of an answer, where the engine has something to say about it.
+    """The last chunk of a response: its tokens, why it ended, and the names of the parts that made it.
 
     `finish` is ``stop``, ``length`` (the token limit was reached) or ``content_filter``.
     """
@@ -61,7 +61,7 @@ Chunk = TextChunk | SpeechChunk | ToolCallChunk | GenerationSummary
 
 
 class Engine(Protocol):
-    """A model. `conversation.id` identifies a conversation; calls for one conversation never overlap."""
+    """A model, or several that work together. Calls for one conversation, known by its `id`, never overlap."""
 
     @property
     def name(self) -> str:
@@ -92,34 +92,34 @@ class Engine(Protocol):
         """Its text to speech, where it has one by itself; also for plain endpoints."""
 
     async def start(self) -> None:
-        """Load. /health answers 503 until it returns. Raises `SetupError`."""
+        """Load. /health answers 503 until it returns. May be called again after `close`. Raises `SetupError`."""
 
     async def close(self) -> None:
-        """Stop whatever it runs."""
+        """Free the model. Fine without `start`, and twice."""
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
-        """A part was appended to `conversation.open`: compute ahead, or do nothing.
+        """A part was appended to `conversation.pending_turn`: compute ahead, or do nothing.
 
-        Speech comes as AudioParts of any length at `INPUT_SAMPLE_RATE`. Returns what was understood of the turn so far,
-        None where nothing new is known.
+        Speech comes as AudioParts of any length at `INPUT_SAMPLE_RATE`. Returns the partial transcript of the turn
+        where it has changed, None otherwise.
         """
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         """The user seems to have finished: the final transcript of all speech of `turn`, where the engine makes one.
 
-        Speech that was not prefilled is taken from `turn.pcm`. May be asked early, during a silence; it is void when
-        more is prefilled to the same turn. May be cancelled, and may overlap with the prefill of the next turn.
+        Speech that was not prefilled is taken from `turn.pcm`. May be called early, during a silence; more
+        prefill to the same turn voids the result. May be cancelled, and may overlap with the prefill of the next turn.
         """
 
     def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
-        """Bring the cache into line with the conversation, then answer.
+        """Bring the cache into line with the conversation, then stream the response; its last chunk is the summary.
 
         Runs as fast as it is read and no faster. Closing the generator stops the model within one step.
-        Raises `EngineFailure` where the engine breaks.
+        Raises `EngineFailure`.
         """
 
     async def release(self, conversation_id: str) -> None:
-        """Forget what is cached of a conversation; unknown ids are fine."""
+        """Drop what is cached of a conversation; unknown ids are fine."""
 
 
 class GatedEngine(Engine, Protocol):
@@ -130,28 +130,49 @@ class GatedEngine(Engine, Protocol):
         """Whether every slot is in use."""
 
 
+class STTStream(Protocol):
+    """One utterance on its way to text.
+
+    One call at a time, except `close`, which may come during another call. After an `EngineFailure` or a cancelled
+    `push`, part of the audio may be lost: close the stream, and push everything to a new one.
+    """
+
+    async def push(self, pcm: bytes) -> str | None:
+        """Add speech: mono PCM16 at `INPUT_SAMPLE_RATE`, any number of whole samples.
+
+        Returns the partial text where it has changed since it was last returned, None otherwise.
+        Raises `EngineFailure` where the model fails or the stream is closed.
+        """
+
+    async def finalize(self) -> Transcript:
+        """The transcript of all speech so far, with words timed from its first sample; an empty one without speech.
+
+        More `push` may follow, which voids it. May be called again, also after it was cancelled.
+        Raises `EngineFailure` where the model fails or the stream is closed.
+        """
+
+    async def close(self) -> None:
+        """Free what the stream holds; a call in progress raises `EngineFailure`. Never raises, may be called twice."""
+
+
 class STT(Protocol):
-    """Audio in, text out. An utterance is known by a name that no other has, in whatever conversation."""
+    """Speech to text."""
 
     @property
     def name(self) -> str: ...
 
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
+    async def start(self) -> None:
+        """Load the model or connect. May be called again after `close`. Raises `SetupError`."""
 
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        """More of an utterance (PCM16 at `INPUT_SAMPLE_RATE`); returns the partial text where it changed.
+    async def close(self) -> None:
+        """Free the model. Open streams fail. Fine without `start`, and twice."""
 
-        Utterances of one `speaker` sound alike: same voice, microphone and room.
+    def open(self, language: str | None = None, speaker: str | None = None) -> STTStream:
+        """A stream for a new utterance. Does no work yet, so it never fails; any number may be open.
+
+        `language` is a BCP 47 tag; None or an unknown one leaves the choice to the model. Utterances of one `speaker`
+        (an opaque id) sound alike: same voice, microphone and room.
         """
-
-    async def finish(self, utterance: str) -> Transcript:
-        """The utterance's transcript. May be followed by more `hear` of the same one, which voids it."""
-
-    async def forget(self, utterance: str) -> None:
-        """The utterance is over or was dropped."""
 
 
 class LLM(Protocol):
@@ -160,32 +181,50 @@ class LLM(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
+    async def start(self) -> None:
+        """Load the model or connect. May be called again after `close`. Raises `SetupError`."""
+
+    async def close(self) -> None:
+        """Free the model. Fine without `start`, and twice."""
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        """The user speaks, and is heard to say `text` so far (nothing yet: ""): compute ahead, or do nothing."""
+        """The user is speaking; `text` is the transcript so far ("" at the start): compute ahead, or do nothing."""
 
     def generate(
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
-        """Stream the reply to the conversation's last items. Closing it stops the model."""
+        """Stream the reply to the conversation's last items; its last chunk is the `GenerationSummary`.
 
-    async def release(self, conversation_id: str) -> None: ...
+        Closing the generator stops the model within one step. Raises `EngineFailure`.
+        """
+
+    async def release(self, conversation_id: str) -> None:
+        """Drop what is cached of a conversation; unknown ids are fine."""
 
 
 class TTS(Protocol):
-    """Text in, speech out."""
+    """Text to speech."""
 
     rate: int
+    """Hz of the speech; final once `start` returned."""
+
     voices: tuple[str, ...]
+    """Names that `GenerateOptions.voice` may take; empty where there is no choice."""
 
     @property
     def name(self) -> str: ...
 
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
+    async def start(self) -> None:
+        """Load the voice or connect. May be called again after `close`. Raises `SetupError`."""
+
+    async def close(self) -> None:
+        """Free the voice. Fine without `start`, and twice."""
 
     def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        """Speak one sentence. Words are timed from its first sample and count its characters;
-        a voice that does not know them gives none. Closing it stops the voice."""
+        """Speak one sentence as mono PCM16 at `rate` Hz, in chunks.
+
+        Words are timed from the sentence's first sample and count its characters; a voice that does not know them
+        gives none. Unknown voices and languages are spoken in a default one. Text without anything to speak may give
+        no chunks. Closing the generator stops the voice
+        within one step. Raises `EngineFailure`.
+        """

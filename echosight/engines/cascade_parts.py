@@ -1,4 +1,4 @@
-"""Which parts a cascade is made of: as `--model`, `--stt` and `--tts` name them, or the best that is installed."""
+"""The parts of a cascade: those that `--model`, `--stt` and `--tts` name, or the first that is installed."""
 
 from __future__ import annotations
 
@@ -20,84 +20,84 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, slots=True)
 class PartRegistry(Generic[Part]):
-    """One of the three kinds of parts. A maker, ``module:function`` of this package, is imported when it is chosen.
+    """All implementations of one kind of part.
 
-    Makers take what stands behind the colon of ``name:argument`` (None without) and the settings; they raise
-    `SetupError` where something is missing.
+    A factory is ``module:function`` below `echosight.engines`, imported only when it is used. It takes the argument
+    of ``name:argument`` (None without) and the settings, and raises `SetupError` where something is missing.
     """
 
     flag: str
-    makers: dict[str, str]
-    best: tuple[str, ...]
-    """Taken where none is named: the first that can be made."""
-    address: str
-    """The setting that, where it is given, makes the part `openai` the best."""
-    hosted: tuple[str, ...]
-    """Take over where ENABLE_CLOUD_FALLBACK is set and their keys are."""
-    embedded: str
+    factories: dict[str, str]
+    default_order: tuple[str, ...]
+    """Where the user names none, the first of these that can be created."""
+    url_setting: str
+    """Where this setting is set, ``openai`` comes first in the default order; empty for none."""
+    cloud_fallbacks: tuple[str, ...]
+    """Take over where ENABLE_CLOUD_FALLBACK and their API keys are set."""
+    builtin: str
     """Takes over last."""
     chain: Callable[[Sequence[Part]], Part]
 
-    def make(self, spec: str, settings: Settings) -> Part:
+    def create(self, spec: str, settings: Settings) -> Part:
         """The part that ``name[:argument]`` names. Raises `SetupError`."""
         name, _, argument = spec.partition(":")
-        if name not in self.makers:
-            known = ", ".join(self.makers)
-            raise SetupError(f"{self.flag} {name} is not known; choose one of {known}")
-        module, _, function = self.makers[name].partition(":")
+        if name not in self.factories:
+            raise SetupError(f"{self.flag} {name} is not known; choose one of {', '.join(self.factories)}")
+        module, _, function = self.factories[name].partition(":")
         try:
-            maker: Callable[[str | None, Settings], Part]
-            maker = getattr(import_module(f"echosight.engines.{module}"), function)
-            return maker(argument or None, settings)
+            factory: Callable[[str | None, Settings], Part]
+            factory = getattr(import_module(f"echosight.engines.{module}"), function)
+            return factory(argument or None, settings)
         except ModuleNotFoundError as error:
             raise SetupError(
                 f"{self.flag} {name} needs the package {error.name}: uv pip install {error.name}"
             ) from error
 
-    def choose(self, named: str, settings: Settings) -> Part:
-        """The parts named (separated by commas), or the best one; with those that take over where they fail.
+    def choose(self, names: str, settings: Settings) -> Part:
+        """The parts named (separated by commas), or the default one, with their fallbacks. Raises `SetupError`.
 
-        Behind the best one stands what is built in, for the best may turn out to lack something when it starts.
+        The default one always has the built-in one as a fallback: it may turn out to lack something when it starts.
         """
-        specs = split(named)
-        parts = [self.make(spec, settings) for spec in specs] or [self._best(settings)]
-        return self.chained(parts, settings, specs, safely=not specs)
+        specs = split(names)
+        parts = [self.create(spec, settings) for spec in specs] or [self._default(settings)]
+        return self.with_fallbacks(parts, settings, specs, always_builtin=not specs)
 
-    def chained(
-        self, parts: list[Part], settings: Settings, specs: Sequence[str] = (), *, safely: bool = False
+    def with_fallbacks(
+        self, parts: list[Part], settings: Settings, specs: Sequence[str] = (), *, always_builtin: bool = False
     ) -> Part:
-        """The parts and who takes over: what is hosted, where ENABLE_CLOUD_FALLBACK is set, and what is built in.
+        """A chain of the parts, of the cloud services and of the built-in one; those in `specs` are not added again.
 
-        `safely`: what is built in also where it is not set.
+        Cloud services need ENABLE_CLOUD_FALLBACK; so does the built-in one, unless `always_builtin`.
         """
         cloud = settings.enable_cloud_fallback
-        spares = (*(self.hosted if cloud else ()), *([self.embedded] if cloud or safely else ()))
+        fallbacks = (*(self.cloud_fallbacks if cloud else ()), *([self.builtin] if cloud or always_builtin else ()))
         used = {spec.partition(":")[0] for spec in specs}
-        for name in spares:
+        for name in fallbacks:
             if name not in used:
-                spare = self._try(name, settings)
-                if spare is not None and _name(spare) not in [_name(part) for part in parts]:
-                    parts.append(spare)
+                fallback = self._try(name, settings)
+                if fallback is not None and _name(fallback) not in [_name(part) for part in parts]:
+                    parts.append(fallback)
         log.info("%s: %s", self.flag.removeprefix("--"), ", then ".join(_name(part) for part in parts))
         return parts[0] if len(parts) == 1 else self.chain(parts)
 
-    def _best(self, settings: Settings) -> Part:
-        addressed = self.address and getattr(settings, self.address)
-        for name in ("openai", *self.best) if addressed else self.best:
+    def _default(self, settings: Settings) -> Part:
+        has_url = self.url_setting and getattr(settings, self.url_setting)
+        for name in ("openai", *self.default_order) if has_url else self.default_order:
             if (part := self._try(name, settings)) is not None:
                 return part
-        raise SetupError(f"Nothing is installed for {self.flag}; `uv sync` installs what is built in")
+        raise SetupError(f"No package for {self.flag} is installed; `uv sync` installs the built-in one")
 
     def _try(self, name: str, settings: Settings) -> Part | None:
         try:
-            return self.make(name, settings)
+            return self.create(name, settings)
         except SetupError as error:
             log.debug("%s is not used: %s", name, error.message)
             return None
 
 
-def split(named: str) -> list[str]:
-    return [spec for piece in named.split(",") if (spec := piece.strip())]
+def split(names: str) -> list[str]:
+    """The specs of a list that is separated by commas."""
+    return [spec for entry in names.split(",") if (spec := entry.strip())]
 
 
 def _name(part: Any) -> str:
@@ -114,44 +114,44 @@ LLMS: PartRegistry[LLM] = PartRegistry(
         "groq": "llm.openai_http:groq",
         "deepseek": "llm.openai_http:deepseek",
     },
-    best=("echo",),
-    address="",
-    hosted=("deepseek", "groq", "openai"),
-    embedded="llama",
+    default_order=("echo",),
+    url_setting="",
+    cloud_fallbacks=("deepseek", "groq", "openai"),
+    builtin="llama",
     chain=LLMChain,
 )
 
 STTS: PartRegistry[STT] = PartRegistry(
     "--stt",
     {
-        "whisper": "stt.whisper:transcriber",
-        "vosk": "stt.vosk:transcriber",
-        "sphinx": "stt.sphinx:transcriber",
+        "whisper": "stt.whisper:make_stt",
+        "vosk": "stt.vosk:make_stt",
+        "sphinx": "stt.sphinx:make_stt",
         "openai": "stt.openai_http:openai",
         "groq": "stt.openai_http:groq",
-        "deepgram": "stt.deepgram:transcriber",
+        "deepgram": "stt.deepgram:make_stt",
     },
-    address="whisper_url",
-    best=("whisper", "vosk", "sphinx"),
-    hosted=("deepgram", "groq", "openai"),
-    embedded="sphinx",
+    default_order=("whisper", "vosk", "sphinx"),
+    url_setting="whisper_url",
+    cloud_fallbacks=("deepgram", "groq", "openai"),
+    builtin="sphinx",
     chain=STTChain,
 )
 
 TTSS: PartRegistry[TTS] = PartRegistry(
     "--tts",
     {
-        "kokoro": "tts.kokoro:voice",
-        "piper": "tts.piper:voice",
-        "vits": "tts.vits:voice",
-        "espeak": "tts.espeak:voice",
-        "pyttsx3": "tts.pyttsx3:voice",
+        "kokoro": "tts.kokoro:make_tts",
+        "piper": "tts.piper:make_tts",
+        "vits": "tts.vits:make_tts",
+        "espeak": "tts.espeak:make_tts",
+        "pyttsx3": "tts.pyttsx3:make_tts",
         "openai": "tts.openai_http:openai",
-        "deepgram": "tts.deepgram:voice",
+        "deepgram": "tts.deepgram:make_tts",
     },
-    address="tts_api_url",
-    best=("kokoro", "piper", "espeak"),
-    hosted=("deepgram", "openai"),
-    embedded="espeak",
+    default_order=("kokoro", "piper", "espeak"),
+    url_setting="tts_api_url",
+    cloud_fallbacks=("deepgram", "openai"),
+    builtin="espeak",
     chain=TTSChain,
 )

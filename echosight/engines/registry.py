@@ -1,4 +1,4 @@
-"""Which engine `--model` chooses. Imports it only then, so that nothing is needed which is not used."""
+"""Which engine `--model` selects. Engines are imported only when they are selected, so others need no packages."""
 
 from __future__ import annotations
 
@@ -13,80 +13,80 @@ from echosight.engines.runtime.huggingface.source import fetch_config, is_local
 from echosight.errors import SetupError
 from echosight.settings import Settings
 
-CONVERSATIONS = 32
-"""That a cascade holds at once."""
+CASCADE_CAPACITY = 32
+"""Conversations that a cascade holds at once."""
 
 
 def load(settings: Settings) -> Engine:
-    """The engine, not yet started. Raises `SetupError` with the sentence that helps."""
-    named = settings.model or (f"llama:{settings.llama_model_path}" if settings.llama_model_path else "")
-    if not named or named == "echo":
-        return _demo(settings)
-    if named == "stub":
+    """The engine, not yet started. Raises `SetupError` with the command that helps."""
+    model = settings.model or (f"llama:{settings.llama_model_path}" if settings.llama_model_path else "")
+    if not model or model == "echo":
+        return _default_engine(settings)
+    if model == "stub":
         from echosight.engines.stub import StubEngine
 
         return StubEngine()
-    specs = [named] if Path(named).expanduser().exists() else split(named)
-    if make := OMNI.get(str(_config(specs[0]).get("model_type"))):
-        return make(specs[0], settings)
-    chats = [_chat(spec, settings) for spec in specs]
-    transcriber = STTS.choose(settings.stt, settings)
-    voice = TTSS.choose(settings.tts or settings.tts_provider, settings)
-    return Cascade(transcriber, LLMS.chained(chats, settings, specs), voice, capacity=CONVERSATIONS)
+    specs = [model] if Path(model).expanduser().exists() else split(model)
+    if create := OMNI_MODELS.get(str(_config(specs[0]).get("model_type"))):
+        return create(specs[0], settings)
+    llms = [_create_llm(spec, settings) for spec in specs]
+    stt = STTS.choose(settings.stt, settings)
+    tts = TTSS.choose(settings.tts or settings.tts_provider, settings)
+    return Cascade(stt, LLMS.with_fallbacks(llms, settings, specs), tts, capacity=CASCADE_CAPACITY)
 
 
-def _demo(settings: Settings) -> Engine:
-    """What is built in, for it downloads nothing; other parts where they are named."""
-    transcriber = STTS.choose(settings.stt or "sphinx", settings)
-    voice = TTSS.choose(settings.tts or settings.tts_provider or "espeak", settings)
-    return Cascade(transcriber, LLMS.make("echo", settings), voice, capacity=CONVERSATIONS)
+def _default_engine(settings: Settings) -> Engine:
+    """The built-in parts, which download nothing, or other ones where the user names them."""
+    stt = STTS.choose(settings.stt or "sphinx", settings)
+    tts = TTSS.choose(settings.tts or settings.tts_provider or "espeak", settings)
+    return Cascade(stt, LLMS.create("echo", settings), tts, capacity=CASCADE_CAPACITY)
 
 
-def _chat(spec: str, settings: Settings) -> LLM:
-    """A chat by its name, address, file, folder or Hugging Face id."""
+def _create_llm(spec: str, settings: Settings) -> LLM:
+    """`spec`: a name of `LLMS`, a URL, a .gguf file, a folder or a Hugging Face id."""
     if spec.startswith(("http://", "https://")):
         from echosight.engines.llm.openai_http import from_url
 
         return from_url(spec, settings)
-    if spec.partition(":")[0] in LLMS.makers:
-        return LLMS.make(spec, settings)
+    if spec.partition(":")[0] in LLMS.factories:
+        return LLMS.create(spec, settings)
     if spec.endswith(".gguf"):
-        return LLMS.make(f"llama:{spec}", settings)
-    return LLMS.make(f"local:{spec}", settings)
+        return LLMS.create(f"llama:{spec}", settings)
+    return LLMS.create(f"local:{spec}", settings)
 
 
 def _config(spec: str) -> dict[str, Any]:
-    """The config.json of a folder or of a Hugging Face id; empty where `spec` is neither."""
-    if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in LLMS.makers:
+    """The config.json of a folder or of a Hugging Face id; empty where `spec` is neither. Raises `SetupError`."""
+    if spec.endswith(".gguf") or "://" in spec or spec.partition(":")[0] in LLMS.factories:
         return {}
     if is_local(spec) and not Path(spec).expanduser().is_dir():
-        problem = f"{spec} is no model" if Path(spec).expanduser().exists() else f"There is no folder {spec}"
+        problem = f"{spec} is not a model" if Path(spec).expanduser().exists() else f"There is no folder {spec}"
         raise SetupError(f"{problem}; --model takes a folder, a .gguf file, a Hugging Face id or a URL")
     return fetch_config(spec)
 
 
-def _omni(source: str, settings: Settings) -> Engine:
+def _create_omni(source: str, settings: Settings) -> Engine:
     from echosight.engines.omni.load import load as load_omni
 
-    return load_omni(source, device=settings.device, stt=_scribe(settings))
+    return load_omni(source, device=settings.device, stt=_optional_stt(settings))
 
 
-def _minicpmo(source: str, settings: Settings) -> Engine:
+def _create_minicpmo(source: str, settings: Settings) -> Engine:
     from echosight.engines.minicpmo import engine as minicpmo
 
-    return minicpmo.load(source, stt=_scribe(settings))
+    return minicpmo.load(source, stt=_optional_stt(settings))
 
 
-def _scribe(settings: Settings) -> STT | None:
-    """Who writes down what an omni model hears: nobody unless asked, for it takes time from the model."""
+def _optional_stt(settings: Settings) -> STT | None:
+    """The STT that transcribes for an omni model; None unless the user names one, as it takes time from the model."""
     if settings.stt or settings.whisper_url:
         return STTS.choose(settings.stt, settings)
     return None
 
 
-OMNI: dict[str, Callable[[str, Settings], Engine]] = {
-    "qwen2_5_omni": _omni,
-    "qwen3_omni_moe": _omni,
-    "minicpmo": _minicpmo,
+OMNI_MODELS: dict[str, Callable[[str, Settings], Engine]] = {
+    "qwen2_5_omni": _create_omni,
+    "qwen3_omni_moe": _create_omni,
+    "minicpmo": _create_minicpmo,
 }
-"""Model types that hear and speak by themselves; all others become the chat of a cascade."""
+"""Values of ``model_type`` for models that take and give speech themselves; all others become the LLM of a cascade."""

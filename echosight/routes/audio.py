@@ -17,7 +17,7 @@ from echosight.audio.formats import decode_audio, wav_header
 from echosight.audio.pcm import pcm_to_float
 from echosight.audio.resampling import Resampler, resample
 from echosight.conversation import UserTurn, pcm_part
-from echosight.engines.cascade.sentences import Splitter, speakable
+from echosight.engines.cascade.sentences import SentenceSplitter, strip_markup
 from echosight.errors import EngineFailure, InputError
 from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import GenerateOptions
@@ -142,8 +142,8 @@ async def _speech_events(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]
 
 async def _synthesize(engine: EngineHost, text: str, options: GenerateOptions) -> AsyncGenerator[bytes]:
     """PCM16 at 24 kHz, sentence by sentence."""
-    splitter = Splitter()
-    sentences = [speakable(sentence.text) for sentence in [*splitter.feed(text), *splitter.finish()]]
+    splitter = SentenceSplitter()
+    sentences = [strip_markup(sentence.text) for sentence in [*splitter.push(text), *splitter.flush()]]
     resampler = Resampler(engine.output_rate, SPEECH_SAMPLE_RATE)
     async with aclosing(engine.synthesize(sentences, options)) as chunks:
         async for chunk in chunks:

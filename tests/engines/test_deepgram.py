@@ -1,208 +1,163 @@
+"""Deepgram's STT and TTS, on local servers that speak its protocols."""
+
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.http11 import Request, Response
 
 from echosight.engines.runtime.http_client import PermanentError
 from echosight.engines.runtime.retries import TransientError
-from echosight.engines.stt.deepgram import DeepgramSTT, transcriber
-from echosight.engines.tts.deepgram import voice
+from echosight.engines.stt.deepgram import DeepgramSTT, make_stt
+from echosight.engines.tts.deepgram import make_tts
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
+from tests.engines.deepgram_service import Service, deepgram_service, results
 from tests.engines.upstream import answer, body, upstream
 
 PCM = bytes(3200)
 SECOND = bytes(32_000)
 
 
-def results(text: str, start: float, duration: float, *, final: bool, flushed: bool = False) -> str:
-    words = [
-        {"word": word.strip(".").lower(), "punctuated_word": word, "start": start + n / 10, "end": start + n / 10 + 0.1}
-        for n, word in enumerate(text.split())
-    ]
-    channel = {"alternatives": [{"transcript": text, "words": words}]}
-    message = {"type": "Results", "is_final": final, "start": start, "duration": duration, "channel": channel}
-    return json.dumps(message | ({"from_finalize": True} if flushed else {}))
-
-
-class Service:
-    """A WebSocket server that speaks as Deepgram does: a word for every second it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-        self.paths: list[str] = []
-        self.keys: list[str | None] = []
-        self.status = 200
-        self.cuts = 0
-        self.silent_end = False
-        self.garbage = ""
-        self.port = 0
-
-    async def talk(self, socket: ServerConnection) -> None:
-        self.heard.append(b"")
-        at = len(self.heard) - 1
-        final = 0.0
-        async for message in socket:
-            seconds = len(self.heard[at]) / 32_000
-            if isinstance(message, bytes):
-                self.heard[at] += message
-                seconds = len(self.heard[at]) / 32_000
-                if self.garbage:
-                    await socket.send(self.garbage)
-                await socket.send('{"type": "SpeechStarted"}')
-                await socket.send(results("so far", final, seconds - final, final=False))
-            elif json.loads(message)["type"] == "Finalize":
-                if self.cuts:
-                    self.cuts -= 1
-                    await socket.close(1011, "NET-0001")
-                    return
-                if not self.silent_end:
-                    await socket.send(results("So good.", final, seconds - final, final=True, flushed=True))
-                final = seconds
-
-    def admit(self, socket: ServerConnection, request: Request) -> Response | None:
-        self.paths.append(request.path)
-        self.keys.append(request.headers.get("Authorization"))
-        if self.status != 200:
-            refusal = socket.respond(self.status, "no")
-            refusal.headers["Retry-After"] = "3"
-            return refusal
-        return None
-
-
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
-    made = Service()
-    async with serve(made.talk, "127.0.0.1", 0, process_request=made.admit) as listening:
-        made.port = next(iter(listening.sockets)).getsockname()[1]
-        yield made
+    async with deepgram_service() as service:
+        yield service
 
 
-@asynccontextmanager
-async def hearing(service: Service) -> AsyncIterator[DeepgramSTT]:
-    ears = transcriber(
-        None, Settings(deepgram_url=f"http://127.0.0.1:{service.port}", deepgram_api_key=SecretStr("sesame"))
-    )
-    await ears.start()
-    service.paths.clear()
-    service.keys.clear()
-    try:
-        yield ears
-    finally:
-        await ears.close()
+def settings_for(port: int) -> Settings:
+    return Settings(deepgram_url=f"http://127.0.0.1:{port}", deepgram_api_key=SecretStr("sesame"))
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    made: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        made.append(seconds)
-
-    monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
-    return made
-
-
-async def test_texts_come_while_the_user_speaks_and_are_final_in_the_end(service: Service) -> None:
-    async with hearing(service) as ears:
-        partial = None
-        while partial is None:
-            partial = await ears.hear("u", PCM, "en")
-            await asyncio.sleep(0)
-        assert partial == "so far"
-        assert await ears.finish("u") == Transcript("So good.", (Word(0, 2), Word(100, 8)))
-        assert service.keys == ["Token sesame"]
-        assert "language=en" in service.paths[0]
-        assert "encoding=linear16&sample_rate=16000" in service.paths[0]
-        await ears.hear("u", PCM)
-        assert (await ears.finish("u")).text == "So good. So good."
-        await ears.forget("u")
+async def deepgram(service: Service) -> AsyncIterator[DeepgramSTT]:
+    stt = make_stt(None, settings_for(service.port))
+    await stt.start()
+    service.paths.clear()
+    service.keys.clear()
+    yield stt
+    await stt.close()
 
 
-async def test_a_broken_connection_is_made_anew_with_all_that_was_said(service: Service, pauses: list[float]) -> None:
+async def test_partial_texts_come_while_the_user_speaks_and_become_final(
+    service: Service, deepgram: DeepgramSTT
+) -> None:
+    stream = deepgram.open("en")
+    partial = None
+    while partial is None:
+        partial = await stream.push(PCM)
+        await asyncio.sleep(0)
+    assert partial == "so far"
+    assert await stream.finalize() == Transcript("So good.", (Word(0, 2), Word(100, 8)))
+    assert service.keys == ["Token sesame"]
+    assert "language=en" in service.paths[0]
+    assert "encoding=linear16&sample_rate=16000" in service.paths[0]
+    await stream.push(PCM)
+    assert (await stream.finalize()).text == "So good. So good."
+    await stream.close()
+
+
+async def test_all_audio_is_sent_again_where_the_connection_breaks(
+    service: Service, deepgram: DeepgramSTT, pauses: list[float]
+) -> None:
     service.cuts = 2
-    async with hearing(service) as ears:
-        await ears.hear("u", PCM)
-        await ears.hear("u", PCM)
-        assert (await ears.finish("u")).text == "So good."
+    stream = deepgram.open()
+    await stream.push(PCM)
+    await stream.push(PCM)
+    assert (await stream.finalize()).text == "So good."
     assert service.heard == [2 * PCM] * 3
     assert pauses == [0.5, 0.5]
 
 
-async def test_one_that_stays_broken_fails(service: Service, pauses: list[float]) -> None:
+async def test_a_connection_that_breaks_three_times_is_a_failure(
+    service: Service, deepgram: DeepgramSTT, pauses: list[float]
+) -> None:
     service.cuts = 3
-    async with hearing(service) as ears:
-        await ears.hear("u", PCM)
-        with pytest.raises(TransientError, match="Deepgram broke off: NET-0001"):
-            await ears.finish("u")
+    stream = deepgram.open()
+    await stream.push(PCM)
+    with pytest.raises(TransientError, match="Deepgram broke off the connection: NET-0001"):
+        await stream.finalize()
 
 
-async def test_the_last_words_may_never_be_final(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echosight.engines.stt.deepgram.CONNECT_S", 0.2)
-    monkeypatch.setattr("echosight.engines.stt.deepgram.FINAL_S", 0.2)
+async def test_the_last_words_need_not_become_final(
+    service: Service, deepgram: DeepgramSTT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echosight.engines.stt.deepgram.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("echosight.engines.stt.deepgram.FINAL_TIMEOUT_S", 0.2)
     service.silent_end = True
-    async with hearing(service) as ears:
-        await ears.hear("u", PCM)
-        assert (await ears.finish("u")).text == "so far"
+    stream = deepgram.open()
+    await stream.push(PCM)
+    assert (await stream.finalize()).text == "so far"
 
 
 @pytest.mark.parametrize(("status", "failure"), [(401, PermanentError), (503, TransientError), (429, TransientError)])
-async def test_refusals_are_told(
-    service: Service, pauses: list[float], status: int, failure: type[EngineFailure]
+async def test_a_refused_connection_is_a_failure(
+    service: Service, deepgram: DeepgramSTT, pauses: list[float], status: int, failure: type[EngineFailure]
 ) -> None:
-    async with hearing(service) as ears:
-        service.status = status
-        await ears.hear("u", PCM)
-        with pytest.raises(failure, match=str(status)):
-            await ears.finish("u")
+    service.status = status
+    stream = deepgram.open()
+    await stream.push(PCM)
+    with pytest.raises(failure, match=str(status)):
+        await stream.finalize()
     assert pauses == ([] if failure is PermanentError else [3, 3])
+
+
+async def test_a_language_that_deepgram_refuses_is_replaced_by_detection(
+    service: Service, deepgram: DeepgramSTT
+) -> None:
+    service.languages = ("en", "multi")
+    for language, tried in (("en-XX", ["en-XX", "en"]), ("xx", ["xx", "multi"]), (None, ["multi"])):
+        stream = deepgram.open(language)
+        await stream.push(PCM)
+        assert (await stream.finalize()).text == "So good."
+        assert [path.partition("language=")[2] for path in service.paths] == tried
+        service.paths.clear()
+        await stream.close()
 
 
 @pytest.mark.parametrize(
     "garbage",
     ['{"type": "Results"}', "[]", "{", results("so", 0, 1, final=False).replace('"start": 0.0', '"start": "soon"')],
 )
-async def test_garbage_is_no_transcript(service: Service, garbage: str) -> None:
+async def test_a_message_that_is_no_transcript_is_a_failure(
+    service: Service, deepgram: DeepgramSTT, garbage: str
+) -> None:
     service.garbage = garbage
-    async with hearing(service) as ears:
-        for _ in range(3):
-            await ears.hear("u", PCM)
-        with pytest.raises(EngineFailure, match="no transcript"):
-            await ears.finish("u")
+    stream = deepgram.open()
+    for _ in range(3):
+        await stream.push(PCM)
+    with pytest.raises(EngineFailure, match="no transcript"):
+        await stream.finalize()
 
 
-async def test_nobody_there(pauses: list[float]) -> None:
+async def test_where_no_server_listens_start_and_finalize_fail(pauses: list[float]) -> None:
     async with upstream() as gone:
-        settings = Settings(deepgram_url=gone.url, deepgram_api_key=SecretStr("sesame"))
-    ears = transcriber(None, settings)
+        settings = settings_for(gone.port)
+    stt = make_stt(None, settings)
     with pytest.raises(SetupError, match="cannot be reached"):
-        await ears.start()
-    await ears.hear("u", PCM)
+        await stt.start()
+    stream = stt.open()
+    await stream.push(PCM)
     with pytest.raises(TransientError, match="Deepgram cannot be reached"):
-        await ears.finish("u")
-    await ears.close()
+        await stream.finalize()
+    await stt.close()
 
 
-async def test_it_speaks(pauses: list[float]) -> None:
+async def test_the_tts_streams_speech(pauses: list[float]) -> None:
     async with upstream() as server:
         server.on(
             "/v1/speak", answer({}, 405), answer({"err_msg": "later"}, 503), body(SECOND, kind="audio/l16;rate=24000")
         )
-        mouth = voice(None, Settings(deepgram_url=server.url, deepgram_api_key=SecretStr("sesame")))
-        await mouth.start()
-        pieces = [piece async for piece in mouth.synthesize("Hello.", GenerateOptions(voice="aura-2-apollo-en"))]
-        await mouth.close()
-        assert b"".join(piece.pcm for piece in pieces) == SECOND
+        tts = make_tts(None, settings_for(server.port))
+        await tts.start()
+        chunks = [chunk async for chunk in tts.synthesize("Hello.", GenerateOptions(voice="aura-2-apollo-en"))]
+        await tts.close()
+        assert b"".join(chunk.pcm for chunk in chunks) == SECOND
         request = server.requests[-1]
         assert request.json == {"text": "Hello."}
         assert request.query == "model=aura-2-apollo-en&encoding=linear16&sample_rate=24000&container=none"
@@ -210,8 +165,8 @@ async def test_it_speaks(pauses: list[float]) -> None:
     assert pauses == [0.5]
 
 
-def test_it_needs_a_key() -> None:
-    nothing: Any = {"deepgram_api_key": None}
-    for make in (transcriber, voice):
+def test_a_key_is_needed() -> None:
+    no_key: Any = {"deepgram_api_key": None}
+    for create in (make_stt, make_tts):
         with pytest.raises(SetupError, match="set DEEPGRAM_API_KEY"):
-            make(None, Settings(**nothing))
+            create(None, Settings(**no_key))

@@ -1,3 +1,5 @@
+"""Which engine and which parts the settings select."""
+
 from __future__ import annotations
 
 import asyncio
@@ -26,7 +28,7 @@ KEY = SecretStr("sesame")
 
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No keys, addresses, models and `.env` of whoever runs the tests."""
+    """Without the keys, URLs, models and `.env` of the user who runs the tests."""
     monkeypatch.chdir(tmp_path)
     for field in Settings.model_fields.values():
         monkeypatch.delenv(str(field.validation_alias), raising=False)
@@ -34,19 +36,19 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """What counts as installed: parts are named instead of made."""
+    """Modules that count as installed: their factories return names instead of parts."""
     names: set[str] = set()
 
     def module(path: str) -> Any:
         name = path.removeprefix("echosight.engines.")
 
-        def make(argument: str | None, settings: Settings) -> Any:
+        def create(argument: str | None, settings: Settings) -> Any:
             if name not in names:
                 raise SetupError(f"{name} is not installed")
             return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
 
         return SimpleNamespace(
-            **dict.fromkeys(("make_llm", "transcriber", "voice", "openai", "groq", "deepseek"), make)
+            **dict.fromkeys(("make_llm", "make_stt", "make_tts", "openai", "groq", "deepseek"), create)
         )
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", module)
@@ -61,21 +63,21 @@ def named(part: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("model", [None, "echo"])
-def test_nothing_named_is_the_demo_and_needs_nothing(model: str | None) -> None:
+def test_without_a_name_it_is_the_built_in_engine(model: str | None) -> None:
     engine = load(Settings(model=model))
     assert isinstance(engine, Cascade)
     assert isinstance(engine.llm, EchoLLM)
     assert (engine.stt.name, engine.tts.name) == ("pocketsphinx", "espeak-ng")
 
 
-def test_the_demo_may_hear_and_speak_by_others() -> None:
+def test_the_built_in_engine_may_have_another_stt_and_tts() -> None:
     engine = load(Settings(stt="openai:tiny", tts="espeak:de", whisper_url="http://localhost:1/v1"))
     assert isinstance(engine, Cascade)
     assert (engine.stt.name, engine.tts.name) == ("tiny at localhost:1", "espeak-ng")
 
 
 @pytest.mark.parametrize(
-    ("model", "made"),
+    ("model", "parts"),
     [
         ("openai:gpt-4o", ["llm.openai_http(gpt-4o)"]),
         ("groq", ["llm.openai_http()"]),
@@ -86,18 +88,18 @@ def test_the_demo_may_hear_and_speak_by_others() -> None:
         ("folder,groq", ["llm.transformers.chat(folder)", "llm.openai_http()"]),
     ],
 )
-def test_names_files_and_folders_are_chats(installed: set[str], tmp_path: Path, model: str, made: list[str]) -> None:
+def test_names_files_and_folders_are_llms(installed: set[str], tmp_path: Path, model: str, parts: list[str]) -> None:
     installed |= {"llm.openai_http", "llm.llama_cpp", "llm.transformers.chat", "stt.sphinx", "tts.espeak"}
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "a,b.gguf").touch()
     engine = load(Settings(model=model))
     assert isinstance(engine, Cascade)
-    assert named(engine.llm) == made
-    assert isinstance(engine.llm, LLMChain) == (len(made) > 1)
+    assert named(engine.llm) == parts
+    assert isinstance(engine.llm, LLMChain) == (len(parts) > 1)
 
 
-def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_tts_provider_names_a_tts_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     installed |= {"llm.openai_http", "tts.kokoro", "tts.piper", "stt.sphinx"}
     monkeypatch.setenv("TTS_PROVIDER", "Piper")
     for model in ("openai:gpt-4o", "groq"):
@@ -106,25 +108,27 @@ def test_the_voice_assistants_variable_names_a_voice_too(installed: set[str], mo
         assert named(engine.tts) == ["tts.piper()"]
 
 
-def test_addresses_are_chats() -> None:
+def test_urls_are_llms() -> None:
     engine = load(Settings(model="http://localhost:8000/v1,http://localhost:8001/v1#two", stt="sphinx", tts="espeak"))
     assert isinstance(engine, Cascade)
     assert named(engine.llm) == ["localhost:8000", "two at localhost:8001"]
 
 
-def test_the_variable_of_llama_names_a_model_too(installed: set[str]) -> None:
+def test_the_variable_llama_model_path_names_a_model_too(installed: set[str]) -> None:
     installed |= {"llm.llama_cpp", "stt.sphinx", "tts.espeak"}
     engine = load(Settings(llama_model_path="tiny.gguf"))
     assert isinstance(engine, Cascade)
     assert named(engine.llm) == ["llm.llama_cpp(tiny.gguf)"]
 
 
-def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_config_of_an_id_is_downloaded(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     installed |= {"llm.transformers.chat", "stt.sphinx", "tts.espeak"}
-    asked: list[tuple[str, str]] = []
+    downloads: list[tuple[str, str]] = []
 
     def download(source: str, file: str) -> str:
-        asked.append((source, file))
+        downloads.append((source, file))
         (tmp_path / file).write_text('{"model_type": "qwen2"}')
         return str(tmp_path / file)
 
@@ -132,28 +136,28 @@ def test_an_id_is_looked_up(installed: set[str], monkeypatch: pytest.MonkeyPatch
     engine = load(Settings(model="Qwen/Qwen2.5-7B-Instruct"))
     assert isinstance(engine, Cascade)
     assert named(engine.llm) == ["llm.transformers.chat(Qwen/Qwen2.5-7B-Instruct)"]
-    assert asked == [("Qwen/Qwen2.5-7B-Instruct", "config.json")]
+    assert downloads == [("Qwen/Qwen2.5-7B-Instruct", "config.json")]
 
 
-def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made: list[tuple[str, str]] = []
+def test_omni_models_are_engines_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[str, str]] = []
 
-    def make(source: str, *, stt: STT | None) -> Any:
-        made.append((source, stt.name if stt else "nobody"))
-        return made
+    def load_minicpmo(source: str, *, stt: STT | None) -> Any:
+        calls.append((source, stt.name if stt else "none"))
+        return calls
 
-    monkeypatch.setattr("echosight.engines.minicpmo.engine.load", make)
+    monkeypatch.setattr("echosight.engines.minicpmo.engine.load", load_minicpmo)
     (tmp_path / "config.json").write_text('{"model_type": "minicpmo"}')
-    assert load(Settings(model=str(tmp_path))) is made  # type: ignore[comparison-overlap]
+    assert load(Settings(model=str(tmp_path))) is calls  # type: ignore[comparison-overlap]
     load(Settings(model=str(tmp_path), stt="sphinx"))
-    assert made == [(str(tmp_path), "nobody"), (str(tmp_path), "pocketsphinx")]
+    assert calls == [(str(tmp_path), "none"), (str(tmp_path), "pocketsphinx")]
 
 
 # --- which parts ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("kind", "there", "best"),
+    ("registry", "packages", "expected"),
     [
         (STTS, {"stt.whisper", "stt.vosk", "stt.sphinx"}, "stt.whisper()"),
         (STTS, {"stt.vosk", "stt.sphinx"}, "stt.vosk()"),
@@ -163,33 +167,37 @@ def test_models_that_hear_and_speak_are_engines_by_themselves(monkeypatch: pytes
         (TTSS, {"tts.espeak", "tts.openai_http", "tts.deepgram"}, "tts.espeak()"),
     ],
 )
-def test_the_best_that_is_installed_is_taken_and_named(
-    installed: set[str], caplog: pytest.LogCaptureFixture, kind: PartRegistry[Any], there: set[str], best: str
+def test_the_first_that_is_installed_is_taken_and_logged(
+    installed: set[str],
+    caplog: pytest.LogCaptureFixture,
+    registry: PartRegistry[Any],
+    packages: set[str],
+    expected: str,
 ) -> None:
-    installed |= there
+    installed |= packages
     with caplog.at_level("INFO"):
-        assert kind.choose("", Settings()).name == best
-    said = f"{kind.flag.removeprefix('--')}: {best}"
-    # What is built in stands behind it, for it may lack its weights.
-    builtin = f"{best.partition('.')[0]}.{kind.embedded}()"
-    assert caplog.messages == [said if best == builtin else f"{said}, then {builtin}"]
+        assert registry.choose("", Settings()).name == expected
+    message = f"{registry.flag.removeprefix('--')}: {expected}"
+    # The built-in one takes over where the weights of the first are missing.
+    builtin = f"{expected.partition('.')[0]}.{registry.builtin}()"
+    assert caplog.messages == [message if expected == builtin else f"{message}, then {builtin}"]
 
 
-def test_an_address_makes_its_server_the_best(installed: set[str]) -> None:
+def test_a_url_puts_its_server_first(installed: set[str]) -> None:
     installed |= {"stt.openai_http", "tts.openai_http", "stt.whisper", "tts.kokoro", "stt.sphinx", "tts.espeak"}
     settings = Settings(whisper_url="http://w", tts_api_url="http://t")
     assert STTS.choose("", settings).name == "stt.openai_http()"
     assert TTSS.choose("", settings).name == "tts.openai_http()"
 
 
-def test_several_are_a_chain_in_that_order(installed: set[str]) -> None:
+def test_several_names_are_a_chain_in_that_order(installed: set[str]) -> None:
     installed |= {"stt.whisper", "stt.deepgram", "tts.deepgram", "stt.sphinx"}
     chain = STTS.choose("whisper:small, deepgram,sphinx", Settings())
     assert isinstance(chain, STTChain)
     assert named(chain) == ["stt.whisper(small)", "stt.deepgram()", "stt.sphinx()"]
 
 
-def test_the_cloud_stands_in_where_it_may_and_then_what_is_built_in(installed: set[str]) -> None:
+def test_the_cloud_takes_over_where_it_may_and_then_the_built_in_part(installed: set[str]) -> None:
     installed |= {
         "stt.whisper",
         "stt.deepgram",
@@ -201,28 +209,31 @@ def test_the_cloud_stands_in_where_it_may_and_then_what_is_built_in(installed: s
         "llm.llama_cpp",
     }
     settings = Settings(enable_cloud_fallback=True, model="tiny.gguf")
-    heard, spoken = STTS.choose("", settings), TTSS.choose("kokoro", settings)
-    assert named(heard) == ["stt.whisper()", "stt.deepgram()", "stt.sphinx()"]
-    assert named(spoken) == ["tts.kokoro()", "tts.deepgram()", "tts.espeak()"]
-    assert isinstance(spoken, TTSChain)
+    stt, tts = STTS.choose("", settings), TTSS.choose("kokoro", settings)
+    assert named(stt) == ["stt.whisper()", "stt.deepgram()", "stt.sphinx()"]
+    assert named(tts) == ["tts.kokoro()", "tts.deepgram()", "tts.espeak()"]
+    assert isinstance(tts, TTSChain)
     engine = load(settings)
     assert isinstance(engine, Cascade)
     assert named(engine.llm) == ["llm.llama_cpp(tiny.gguf)", "llm.openai_http()", "llm.llama_cpp()"]
     assert named(STTS.choose("whisper", Settings(enable_cloud_fallback=False))) == ["stt.whisper()"]
 
 
-def test_only_who_has_a_key_stands_in() -> None:
+def test_only_services_with_a_key_take_over() -> None:
     settings = Settings(enable_cloud_fallback=True, deepgram_api_key=KEY, deepseek_api_key=KEY, stt="sphinx")
     assert named(STTS.choose("sphinx", settings)) == ["pocketsphinx", "nova-3 at api.deepgram.com"]
-    chats: list[LLM] = [LLMS.make("echo", settings)]
-    assert named(LLMS.chained(chats, settings, ["echo"])) == ["EchoSight demo", "deepseek-chat at api.deepseek.com"]
+    llms: list[LLM] = [LLMS.create("echo", settings)]
+    assert named(LLMS.with_fallbacks(llms, settings, ["echo"])) == [
+        "EchoSight demo",
+        "deepseek-chat at api.deepseek.com",
+    ]
 
 
 # --- what is wrong --------------------------------------------------------------------------------
 
 
-def wrong(**given: Any) -> Callable[[], Settings]:
-    return lambda: Settings(**given)
+def wrong(**kwargs: Any) -> Callable[[], Settings]:
+    return lambda: Settings(**kwargs)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +242,7 @@ def wrong(**given: Any) -> Callable[[], Settings]:
         (wrong(model="./nowhere"), r"There is no folder \./nowhere; --model takes a folder, a \.gguf file"),
         (wrong(model="nonsense"), "There is no folder nonsense"),
         (wrong(model="empty"), "empty holds no readable config.json, so it is no model folder"),
-        (wrong(model="notes.txt"), r"notes\.txt is no model; --model takes a folder"),
+        (wrong(model="notes.txt"), r"notes\.txt is not a model; --model takes a folder"),
         (wrong(model="none.gguf"), r"There is no file none\.gguf"),
         (wrong(model="http://"), "http:// is no address; give one such as http://localhost:8000/v1"),
         (wrong(model="deepseek"), "set DEEPSEEK_API_KEY"),
@@ -242,7 +253,9 @@ def wrong(**given: Any) -> Callable[[], Settings]:
         (wrong(stt="openai", whisper_url="localhost:1"), "localhost:1.* is no address"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_sentence(settings: Callable[[], Settings], sentence: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_a_setup_error_of_one_line(
+    settings: Callable[[], Settings], sentence: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(SetupError, match=sentence) as refused:
@@ -269,10 +282,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("echosight.engines.cascade_parts.import_module", fail)
     with pytest.raises(SetupError, match="--stt vosk needs the package vosk: uv pip install vosk"):
-        STTS.make("vosk", Settings())
+        STTS.create("vosk", Settings())
 
 
-def test_the_program_ends_at_once(tmp_path: Path) -> None:
+def test_the_program_exits_at_once(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "model_server.py"), "--model", "./nowhere"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
@@ -283,7 +296,7 @@ def test_the_program_ends_at_once(tmp_path: Path) -> None:
 # --- while it loads -------------------------------------------------------------------------------
 
 
-async def test_it_tells_what_is_loading() -> None:
+async def test_the_parts_that_are_loading_are_named() -> None:
     gate = asyncio.Event()
 
     class Slow(EchoLLM):

@@ -1,3 +1,7 @@
+"""The engine for load tests."""
+
+from __future__ import annotations
+
 from echosight.conversation import Conversation, UserTurn
 from echosight.engines import GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.registry import load
@@ -6,15 +10,15 @@ from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
 
-async def test_the_stub_does_the_work_of_the_benchmark() -> None:
+async def test_the_stub_gives_the_response_that_benchmarks_expect() -> None:
     engine = load(Settings(model="stub"))
     assert isinstance(engine, StubEngine)
     assert await engine.finalize_transcript(Conversation(), UserTurn()) == STUB_TRANSCRIPT
-    pieces = [piece async for piece in engine.generate(Conversation(), GenerateOptions())]
-    assert "".join(piece.text for piece in pieces if isinstance(piece, TextChunk)) == STUB_TEXT
-    speech = [piece for piece in pieces if isinstance(piece, SpeechChunk)]
+    chunks = [chunk async for chunk in engine.generate(Conversation(), GenerateOptions())]
+    assert "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)) == STUB_TEXT
+    speech = [chunk for chunk in chunks if isinstance(chunk, SpeechChunk)]
     assert len(speech) == 50
-    assert sum(len(piece.pcm) for piece in speech) == 2 * 2 * engine.output_rate
-    words = [word for piece in speech for word in piece.words]
+    assert sum(len(chunk.pcm) for chunk in speech) == 2 * 2 * engine.output_rate
+    words = [word for chunk in speech for word in chunk.words]
     assert [STUB_TEXT[: word.text_end].split()[-1] for word in words] == STUB_TEXT.split()
-    assert isinstance(pieces[-1], GenerationSummary)
+    assert isinstance(chunks[-1], GenerationSummary)

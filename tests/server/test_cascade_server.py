@@ -74,14 +74,16 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
         assert answered.end == "stop"
         assert abs(answered.speech.seconds - 0.02 * len(REPLY)) < 0.1
         assert np.abs(np.frombuffer(answered.speech.pcm, "<i2")).max() > 8000
-    heard = [decode_audio(request.body[request.body.index(b"RIFF") :]) for request in parts.asked(HEAR) if request.body]
+    heard = [
+        decode_audio(request.body[request.body.index(b"RIFF") :]) for request in parts.requests_to(HEAR) if request.body
+    ]
     assert heard[0].pcm.startswith(spoken.pcm)
-    assert [request.json["input"] for request in parts.asked(SPEAK) if request.body][:2] == [
+    assert [request.json["input"] for request in parts.requests_to(SPEAK) if request.body][:2] == [
         "Yes, the window is open now.",
         "Is there anything else?",
     ]
-    assert {request.json["instructions"] for request in parts.asked(SPEAK) if request.body} == {"Speak calmly."}
-    replies = [request.json["messages"] for request in parts.asked(CHAT) if request.json.get("stream")]
+    assert {request.json["instructions"] for request in parts.requests_to(SPEAK) if request.body} == {"Speak calmly."}
+    replies = [request.json["messages"] for request in parts.requests_to(CHAT) if request.json.get("stream")]
     user = {"role": "user", "content": "Open the window, please."}
     assert replies[0] == [{"role": "system", "content": "Be brief."}, user]
     assert replies[1][:2] == replies[0]
@@ -95,7 +97,7 @@ async def test_the_prompt_is_prefilled_while_the_user_speaks(parts: Server, serv
     async with Client(served.url) as me:
         await me.say(AudioChunk(flite("open the window").pcm + silence(1.0).pcm))
         assert (await me.ask()).end == "stop"
-    first, *_, last = (request.json for request in parts.asked(CHAT))
+    first, *_, last = (request.json for request in parts.requests_to(CHAT))
     assert (first["max_tokens"], first["messages"]) == (1, [{"role": "system", "content": "Be brief."}])
     assert last["stream"]
     assert last["messages"][:1] == first["messages"]
@@ -109,7 +111,7 @@ async def test_a_second_llm_takes_over_where_the_first_fails(parts: Server, serv
         async with Client(served.url) as me:
             for _ in range(2):
                 assert (await me.ask(typed("Open the window."))).text.split() == REPLY.split()
-        assert len(broken.asked(CHAT)) == 1
+        assert len(broken.requests_to(CHAT)) == 1
         assert f"broken at 127.0.0.1:{broken.port} failed (PermanentError); the next in line takes over" in served.log
 
 

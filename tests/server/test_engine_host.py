@@ -17,11 +17,11 @@ import websockets
 from echosight.audio.formats import wav_bytes
 from echosight.conversation import Conversation, UserTurn
 from echosight.engines import TTS, Chunk, SpeechChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFull, SetupError
 from echosight.media import AudioChunk, Transcript
 from echosight.options import GenerateOptions
 from echosight.server.engine_host import EngineHost
+from tests.fakes import ScriptedEngine, words
 from tests.server.in_process import LocalServer, local_server
 from tests.server.serving import ROOT
 
@@ -86,7 +86,7 @@ def test_no_route_asks_what_kind_of_engine_it_has() -> None:
 
 
 async def test_a_request_waits_for_a_slot_and_is_refused_after_a_while() -> None:
-    engine = FakeEngine([words("one two")], capacity=1)
+    engine = ScriptedEngine([words("one two")], capacity=1)
     host = EngineHost(engine, slot_wait_s=0.02)
     async with aclosing(host.generate(Conversation(), GenerateOptions())) as first:
         await anext(first)
@@ -98,7 +98,7 @@ async def test_a_request_waits_for_a_slot_and_is_refused_after_a_while() -> None
 
 
 async def test_generate_takes_over_a_reserved_slot_and_gives_it_back() -> None:
-    host = EngineHost(FakeEngine([words("one two")], capacity=1), slot_wait_s=0.02)
+    host = EngineHost(ScriptedEngine([words("one two")], capacity=1), slot_wait_s=0.02)
     conversation = Conversation()
     async with host.reserve(conversation.id):
         with pytest.raises(EngineFull):
@@ -114,14 +114,14 @@ async def test_generate_takes_over_a_reserved_slot_and_gives_it_back() -> None:
 
 
 async def test_a_slot_that_was_reserved_in_vain_is_free_again() -> None:
-    host = EngineHost(FakeEngine(capacity=1))
+    host = EngineHost(ScriptedEngine(capacity=1))
     async with host.reserve("conversation"):
         assert host.at_capacity
     assert not host.at_capacity
 
 
 async def test_a_cancelled_wait_takes_no_slot() -> None:
-    host = EngineHost(FakeEngine(capacity=1))
+    host = EngineHost(ScriptedEngine(capacity=1))
     async with host.slots.hold():
         waiting = asyncio.create_task(host.slots.acquire())
         await asyncio.sleep(0)
@@ -130,7 +130,7 @@ async def test_a_cancelled_wait_takes_no_slot() -> None:
     assert not host.at_capacity
 
 
-class BrokenEngine(FakeEngine):
+class BrokenEngine(ScriptedEngine):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
@@ -161,7 +161,7 @@ async def test_what_failed_while_loading_is_reported(error: Exception, message: 
 # --- the server -------------------------------------------------------------------------------------
 
 
-class BusyEngine(FakeEngine):
+class BusyEngine(ScriptedEngine):
     """Counts how many requests compute at once. `pace` is awaited in the middle of each."""
 
     def __init__(self, pace: Callable[[], Awaitable[Any]]) -> None:
@@ -297,6 +297,6 @@ async def test_requests_that_wait_too_long_get_503(tmp_path: Path) -> None:
 
 
 async def test_an_engine_without_tts_refuses_to_speak(tmp_path: Path) -> None:
-    async with local_server(tmp_path, FakeEngine()) as server, httpx.AsyncClient(base_url=server.url) as http:
+    async with local_server(tmp_path, ScriptedEngine()) as server, httpx.AsyncClient(base_url=server.url) as http:
         refused = await speak(http, "pcm")
     assert (refused.status_code, refused.json()["error"]["code"]) == (501, "unsupported")

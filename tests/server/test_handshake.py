@@ -14,13 +14,14 @@ from fastapi.routing import APIWebSocketRoute
 from starlette.routing import BaseRoute
 
 from echosight.app import create_app
-from echosight.engines.stub import FakeEngine, StubEngine
+from echosight.engines.stub import StubEngine
 from echosight.errors import EngineFull, InputError
 from echosight.routes.handshake import close_code
 from echosight.server.sessions import SupersededError
 from echosight.settings import Settings
 from echosight.wire.echosight import EchoSightWire
 from echosight.wire.realtime import RealtimeWire
+from tests.fakes import ScriptedEngine
 from tests.server.in_process import LocalServer, local_server
 
 SOCKETS = ["/ws/stream", "/ws/api/v1/stream", "/v1/realtime"]
@@ -29,7 +30,7 @@ SUBSCRIBE = '{"type": "subscribe"}'
 
 @pytest.fixture
 async def local(tmp_path: Path) -> AsyncGenerator[LocalServer]:
-    async with local_server(tmp_path, FakeEngine()) as server:
+    async with local_server(tmp_path, ScriptedEngine()) as server:
         yield server
 
 
@@ -48,7 +49,7 @@ def routes_of(app: FastAPI) -> list[BaseRoute]:
 
 
 def test_these_are_all_the_sockets(tmp_path: Path) -> None:
-    routes = routes_of(create_app(Settings(log_dir=tmp_path), FakeEngine()))
+    routes = routes_of(create_app(Settings(log_dir=tmp_path), ScriptedEngine()))
     paths = {route.path for route in routes if isinstance(route, APIWebSocketRoute)}
     assert paths == {*SOCKETS, "/{path:path}"}
 
@@ -95,7 +96,7 @@ async def refusal(server: LocalServer, path: str, **headers: str) -> tuple[int, 
 
 @pytest.mark.parametrize(("path", "status"), [(path, 3000 if path.startswith("/v1/") else 401) for path in SOCKETS])
 async def test_a_wrong_token_is_refused(tmp_path: Path, path: str, status: int) -> None:
-    async with local_server(tmp_path, FakeEngine(), api_tokens="sesame") as server:
+    async with local_server(tmp_path, ScriptedEngine(), api_tokens="sesame") as server:
         for token in ("", "?token=sesam"):
             assert await refusal(server, path + token) == (status, "invalid_api_key")
         async with websockets.connect(f"{server.ws}{path}?uid=me&token=sesame"):
@@ -110,7 +111,7 @@ async def test_a_page_of_another_origin_is_refused(local: LocalServer, path: str
 @pytest.mark.parametrize("path", SOCKETS)
 async def test_without_room_for_a_session_the_socket_is_closed_with_1013(tmp_path: Path, path: str) -> None:
     async with (
-        local_server(tmp_path, FakeEngine(capacity=1)) as server,
+        local_server(tmp_path, ScriptedEngine(capacity=1)) as server,
         websockets.connect(f"{server.ws}/v1/realtime") as first,
     ):
         await first.recv()

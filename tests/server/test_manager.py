@@ -11,7 +11,6 @@ import pytest
 
 from echosight import events as ev
 from echosight.conversation import Item, TextPart
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EchoSightError, InputError
 from echosight.events import ResponseEnded, TextDelta
 from echosight.media import AudioChunk
@@ -25,18 +24,19 @@ from echosight.settings import Settings
 from echosight.turns.vad import BatchedVad
 from echosight.wire.echosight import EchoSightWire
 from echosight.wire.echosight_messages import CustomOptions
+from tests.fakes import ScriptedEngine, words
 from tests.server.test_metrics import samples
 
 ME = Client("me")
 
 
-def make_manager(folder: Path, engine: FakeEngine, metrics: Metrics | None = None) -> StreamManager:
+def make_manager(folder: Path, engine: ScriptedEngine, metrics: Metrics | None = None) -> StreamManager:
     return StreamManager(engine, Settings(), BatchedVad(), metrics or Metrics("0", "fake"), Recorder(folder))
 
 
 @pytest.fixture
 async def manager(tmp_path: Path) -> AsyncGenerator[StreamManager]:
-    manager = make_manager(tmp_path, FakeEngine([words("the first"), words("the second")]))
+    manager = make_manager(tmp_path, ScriptedEngine([words("the first"), words("the second")]))
     async with manager.running():
         await manager.engine.load_finished.wait()
         yield manager
@@ -120,7 +120,7 @@ async def test_a_whole_turn_gets_its_own_response_and_not_an_earlier_one(manager
 
 async def test_inputs_are_counted_by_kind(tmp_path: Path) -> None:
     metrics = Metrics("0", "fake")
-    manager = make_manager(tmp_path, FakeEngine(), metrics)
+    manager = make_manager(tmp_path, ScriptedEngine(), metrics)
     async with manager.running():
         await manager.engine.load_finished.wait()
         await manager.prefill(ME, [ev.Text("secret"), ev.Text("words")])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from echosight.engines.stub import FakeEngine
 from echosight.errors import EngineFull, InputError
 from echosight.options import SessionOptions
 from echosight.server import sessions as module
@@ -21,6 +20,7 @@ from echosight.server.sessions import Client, Resumption, SessionRegistry
 from echosight.session.session import Session
 from echosight.settings import Settings
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
+from tests.fakes import ScriptedEngine
 from tests.rig import Clock, LoudnessVad
 
 ME = Client("me", protocol="realtime", kind="browser")
@@ -36,7 +36,7 @@ class Rig:
 @asynccontextmanager
 async def registry(capacity: int = 8, **settings: Any) -> AsyncGenerator[Rig]:
     """A registry whose sessions are named s0, s1, … in the order of their opening."""
-    engine = EngineHost(FakeEngine(capacity=capacity))
+    engine = EngineHost(ScriptedEngine(capacity=capacity))
     await engine.load()
     numbers, clock = count(), Clock()
 

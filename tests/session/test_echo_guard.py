@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight.conversation import AudioPart, Item
-from echosight.engines.stub import FakeEngine, words
 from echosight.events import ItemRemoved, ResponseEnded, SpeechDelta
 from echosight.media import Word
 from echosight.session.echo_guard import EchoGuard, repeats
 from echosight.session.playback import PlaybackTracker
+from tests.fakes import ScriptedEngine, words
 from tests.rig import bench, loud, quiet
 
 ANSWER = "Would you like a cup of tea or rather some coffee"
@@ -99,7 +99,7 @@ def test_a_turn_is_compared_only_with_what_was_played_during_it() -> None:
 
 @pytest.mark.parametrize(("said", "outcome"), [("like a cup", "cancelled"), ("I would rather not", "completed")])
 async def test_a_session_does_not_respond_to_its_own_echo(said: str, outcome: str) -> None:
-    engine = FakeEngine(answers=[words(ANSWER, 300), words("As you like")], transcripts=["a question", said])
+    engine = ScriptedEngine(answers=[words(ANSWER, 300), words("As you like")], transcripts=["a question", said])
     async with bench(engine) as b:
         await b.feed(quiet(320), loud(640), quiet(640))
         await b.turn()

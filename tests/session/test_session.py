@@ -8,7 +8,6 @@ import pytest
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, UserTurn
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.events import (
     AddItem,
@@ -42,6 +41,7 @@ from echosight.events import (
 )
 from echosight.media import ImageFrame, Transcript
 from echosight.options import TurnDetectionOptions
+from tests.fakes import ScriptedEngine, words
 from tests.rig import bench, chunks_of, loud, quiet
 
 LONG = "one two three four five six seven eight nine ten"
@@ -90,10 +90,10 @@ async def test_the_transcript_is_finished_in_the_pause_and_redone_if_speech_goes
     async with bench() as b:
         await b.feed(loud(320), quiet(256), loud(320), quiet(640))
         await b.turn()
-        assert len(b.engine.settled) == 2, "once in each pause, and not again at the end"
+        assert len(b.engine.transcribed_ms) == 2, "once in each pause, and not again at the end"
         audio = b.session.conversation.items[0].audio
         assert audio is not None
-        assert audio.duration_ms == b.engine.settled[-1] == 320 + 256 + 320 + 160
+        assert audio.duration_ms == b.engine.transcribed_ms[-1] == 320 + 256 + 320 + 160
 
 
 @pytest.mark.parametrize("ms", [1, 7, 20, 32, 100, 10_000])
@@ -112,7 +112,7 @@ async def test_the_size_of_audio_chunks_changes_nothing(ms: int) -> None:
 
 
 async def test_speech_over_the_response_stops_the_model_and_keeps_what_was_played() -> None:
-    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(ResponseStarted)
@@ -135,11 +135,11 @@ async def test_speech_over_the_response_stops_the_model_and_keeps_what_was_playe
             engine.gate.release()
         await b.feed(quiet(640))
         await b.turn()
-        assert [i.text for i in engine.asked[1].items] == ["what was said", "one two three", "what was said"]
+        assert [i.text for i in engine.conversations[1].items] == ["what was said", "one two three", "what was said"]
 
 
 async def test_speech_over_a_complete_response_that_still_plays_cuts_it() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).outcome == "completed"
         b.clock.now += 0.41
@@ -150,7 +150,7 @@ async def test_speech_over_a_complete_response_that_still_plays_cuts_it() -> Non
 
 
 async def test_a_response_that_was_played_to_its_end_stays_whole() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 1.5
@@ -161,7 +161,7 @@ async def test_a_response_that_was_played_to_its_end_stays_whole() -> None:
 
 
 async def test_what_the_client_reports_as_played_counts() -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(loud(320), quiet(640))
         await b.turn()
         b.clock.now += 30
@@ -170,7 +170,7 @@ async def test_what_the_client_reports_as_played_counts() -> None:
 
 
 async def test_without_interrupt_response_the_next_turn_waits_for_the_response() -> None:
-    engine = FakeEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("first answer"), words("second answer")], gate=asyncio.Semaphore(0))
     async with bench(engine, turn_detection=TurnDetectionOptions(interrupt_response=False)) as b:
         await b.feed(loud(320), quiet(640))
         await b.until(ResponseStarted)
@@ -182,11 +182,11 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_response()
             engine.gate.release()
         ends = [await b.turn(), await b.turn()]
         assert [e.outcome for e in ends] == ["completed", "completed"]
-        assert [i.text for i in engine.asked[1].items][-1] == "what was said"
+        assert [i.text for i in engine.conversations[1].items][-1] == "what was said"
 
 
 async def test_a_second_request_is_refused_or_interrupts_the_first() -> None:
-    async with bench(FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
+    async with bench(ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         with pytest.raises(InputError) as refused:
             await b.feed(CreateResponse())
@@ -204,7 +204,7 @@ async def test_cancelling_when_no_response_is_active() -> None:
 
 
 async def test_an_engine_that_fails_ends_its_response_and_no_more() -> None:
-    engine = FakeEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
+    engine = ScriptedEngine([[TextChunk("so far"), EngineFailure("the worker died")], words("again")])
     async with bench(engine) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
@@ -215,14 +215,14 @@ async def test_an_engine_that_fails_ends_its_response_and_no_more() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 async def test_an_unexpected_exception_of_an_engine_is_hidden_from_the_client() -> None:
-    async with bench(FakeEngine([[RuntimeError("secret")]])) as b:
+    async with bench(ScriptedEngine([[RuntimeError("secret")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.error) == ("failed", "The engine failed")
 
 
 async def test_speech_that_cannot_be_transcribed_fails_the_response_with_a_reason() -> None:
-    async with bench(FakeEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
+    async with bench(ScriptedEngine(transcripts=[EngineFailure("no ears"), "heard again"])) as b:
         await b.feed(loud(320), quiet(640))
         assert (await b.turn()).error == "no ears"
         assert b.of(TranscriptionFailed)[0].message == "no ears"
@@ -231,7 +231,7 @@ async def test_speech_that_cannot_be_transcribed_fails_the_response_with_a_reaso
 
 
 async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
-    async with bench(FakeEngine([words(LONG)], transcripts=["first", "second"])) as b:
+    async with bench(ScriptedEngine([words(LONG)], transcripts=["first", "second"])) as b:
         await b.feed(loud(320), quiet(640), loud(320), quiet(640))
         await b.turn()
         await b.turn()
@@ -239,10 +239,10 @@ async def test_an_interrupted_turn_still_gets_its_transcript() -> None:
 
 
 async def test_transcripts_come_in_the_order_of_the_turns() -> None:
-    class Slow(FakeEngine):
+    class Slow(ScriptedEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             transcript = await super().finalize_transcript(conversation, turn)
-            for _ in range(100 if len(self.settled) == 1 else 0):
+            for _ in range(100 if len(self.transcribed_ms) == 1 else 0):
                 await asyncio.sleep(0)
             return transcript
 
@@ -253,7 +253,7 @@ async def test_transcripts_come_in_the_order_of_the_turns() -> None:
 
 
 async def test_a_speculative_transcript_belongs_to_its_own_turn() -> None:
-    async with bench(FakeEngine(transcripts=["spoken", "added"])) as b:
+    async with bench(ScriptedEngine(transcripts=["spoken", "added"])) as b:
         await b.feed(loud(320), quiet(256))
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),), "mine")))
         await b.feed(quiet(640))
@@ -266,7 +266,7 @@ async def test_turns_committed_by_the_client() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(200), quiet(2000), CommitInput())
         await b.until(InputCommitted)
-        assert b.engine.asked == []
+        assert b.engine.conversations == []
         await b.feed(CreateResponse())
         await b.turn()
         audio = b.session.conversation.items[0].audio
@@ -320,7 +320,7 @@ async def test_hd_video_asks_for_detail() -> None:
 
 
 async def test_pacing_holds_speech_back_to_its_lead() -> None:
-    engine = FakeEngine([words(LONG)])
+    engine = ScriptedEngine([words(LONG)])
     async with bench(engine) as b:
         changes = UpdateOptions({"turn_detection": None, "response": {"max_playout_lead_ms": 200}})
         await b.feed(changes, Text("hi"), CommitInput(), CreateResponse())
@@ -334,7 +334,7 @@ async def test_pacing_holds_speech_back_to_its_lead() -> None:
 
 async def test_a_function_call_is_an_item_of_its_own() -> None:
     calls = [ToolCallChunk("c1", "look", '{"at":'), ToolCallChunk("c1", "look", '"it"}')]
-    async with bench(FakeEngine([calls])) as b:
+    async with bench(ScriptedEngine([calls])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         (call,) = ended.items[0].parts
@@ -342,7 +342,7 @@ async def test_a_function_call_is_an_item_of_its_own() -> None:
 
 
 async def test_a_token_limit_makes_the_response_incomplete() -> None:
-    async with bench(FakeEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
+    async with bench(ScriptedEngine([[TextChunk("half a"), GenerationSummary(finish="length")]])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         ended = await b.turn()
         assert (ended.outcome, ended.reason) == ("incomplete", "max_output_tokens")
@@ -357,8 +357,8 @@ async def test_a_response_out_of_band_leaves_no_trace() -> None:
         assert started.metadata == {"topic": "x"}
         await b.turn()
         assert b.session.conversation.items == []
-        assert b.engine.asked[0].items == [question]
-        assert b.engine.released == [b.engine.asked[0].id]
+        assert b.engine.conversations[0].items == [question]
+        assert b.engine.released == [b.engine.conversations[0].id]
 
 
 async def test_items_added_and_deleted_by_the_client() -> None:
@@ -383,12 +383,12 @@ async def test_speech_in_an_added_item_is_transcribed_before_the_response() -> N
     async with bench() as b:
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),))), CreateResponse())
         await b.turn()
-        assert b.engine.asked[0].items[0].text == "what was said"
+        assert b.engine.conversations[0].items[0].text == "what was said"
 
 
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
 async def test_truncation_keeps_no_word_that_had_not_begun(ms: int) -> None:
-    async with bench(FakeEngine([words(LONG)])) as b:
+    async with bench(ScriptedEngine([words(LONG)])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.turn()
         item = b.session.conversation.items[1]
@@ -402,7 +402,7 @@ async def test_truncation_keeps_no_word_that_had_not_begun(ms: int) -> None:
 
 
 async def test_syncs_come_back_in_order_and_know_whether_a_response_is_generated() -> None:
-    async with bench(FakeEngine(gate=asyncio.Semaphore(0))) as b:
+    async with bench(ScriptedEngine(gate=asyncio.Semaphore(0))) as b:
         await b.feed(Sync("before"), Text("hi"), CommitInput(), CreateResponse(), Sync("after"))
         await b.until(Synced)
         await b.until(Synced)
@@ -421,7 +421,7 @@ async def test_reset_deletes_the_conversation() -> None:
 async def test_reset_cancels_pending_transcriptions() -> None:
     """The engine releases the speech: a transcription that waits for it would not end, and no response would start."""
 
-    class ReleasedWhileTranscribing(FakeEngine):
+    class ReleasedWhileTranscribing(ScriptedEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             if not self.released:
                 await asyncio.Event().wait()
@@ -437,7 +437,7 @@ async def test_reset_cancels_pending_transcriptions() -> None:
 
 
 async def test_closing_ends_everything() -> None:
-    engine = FakeEngine([words(LONG)], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words(LONG)], gate=asyncio.Semaphore(0))
     async with bench(engine) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         await b.until(ResponseStarted)
@@ -466,7 +466,7 @@ async def test_the_waterfall_comes_with_the_end_of_the_response() -> None:
 
 
 async def test_an_item_id_may_be_reused_while_its_speech_is_transcribed() -> None:
-    class Pair(FakeEngine):
+    class Pair(ScriptedEngine):
         """As a transcriber with an utterance of each name: who asks for it twice at once waits for ever."""
 
         def __init__(self) -> None:
@@ -509,7 +509,7 @@ async def test_the_id_of_the_pending_turn_is_taken() -> None:
 
 
 async def test_a_player_in_the_server_reports_what_was_played() -> None:
-    async with bench(FakeEngine([words("one two three")])) as b:
+    async with bench(ScriptedEngine([words("one two three")])) as b:
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         (item,) = (await b.turn()).items
         b.clock.now += 10

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart, ToolCall, ToolResult
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import InputError
 from echosight.events import (
     AddItem,
@@ -33,6 +32,7 @@ from echosight.server.engine_host import EngineHost
 from echosight.session.playback import PlaybackState
 from echosight.session.session import Session
 from echosight.session.snapshot import SessionSnapshot
+from tests.fakes import ScriptedEngine, words
 from tests.rig import Bench, Clock, LoudnessVad, bench, loud, quiet
 
 TEXT = st.text(max_size=20)
@@ -89,7 +89,7 @@ def test_other_json_is_refused(broken: Any) -> None:
         SessionSnapshot.from_json(broken)
 
 
-def build_again(old: Bench, engine: FakeEngine) -> Bench:
+def build_again(old: Bench, engine: ScriptedEngine) -> Bench:
     snapshot = SessionSnapshot.from_json(json.loads(json.dumps(old.session.snapshot().to_json())))
     clock = Clock()
     clock.now = old.clock.now
@@ -114,12 +114,12 @@ def visible(bench: Bench) -> list[Any]:
 
 async def test_a_session_built_from_it_behaves_as_the_old_one() -> None:
     scripts = [words("one two three four five six"), words("seven eight")]
-    async with bench(FakeEngine(scripts)) as old:
+    async with bench(ScriptedEngine(scripts)) as old:
         changes = UpdateOptions({"instructions": "Be kind.", "language": "de", "response": {"voice": "one"}})
         await old.feed(changes, loud(320), quiet(640))
         await old.turn()
         old.clock.now += 0.25
-        new = build_again(old, FakeEngine(scripts[1:]))
+        new = build_again(old, ScriptedEngine(scripts[1:]))
         assert new.session.options == old.session.options
         assert new.session.conversation == old.session.conversation
         spoken = old.session.conversation.items[1].id
@@ -138,21 +138,21 @@ async def test_a_session_built_from_it_behaves_as_the_old_one() -> None:
 
 
 async def test_what_was_played_before_the_snapshot_counts() -> None:
-    async with bench(FakeEngine([words("one two three four five six")])) as old:
+    async with bench(ScriptedEngine([words("one two three four five six")])) as old:
         await old.feed(Text("hi"), CommitInput(), CreateResponse())
         await old.turn()
         item = old.session.conversation.items[1]
         await old.feed(PlaybackProgress(item.id, 120))
         state = old.session.snapshot().playback[item.id]
         assert (state.played_ms, state.duration_ms, state.text) == (120, 600, item.text)
-        new = build_again(old, FakeEngine())
+        new = build_again(old, ScriptedEngine())
         new.clock.now += 60
         assert new.session.snapshot().playback[item.id].played_ms == 120
         await new.session.close()
 
 
 async def test_a_response_in_progress_counts_as_far_as_it_was_played() -> None:
-    engine = FakeEngine([words("one two three four five six")], gate=asyncio.Semaphore(4))
+    engine = ScriptedEngine([words("one two three four five six")], gate=asyncio.Semaphore(4))
     async with bench(engine) as old:
         await old.feed(AddItem(Item("user", (TextPart("hi"),))), CreateResponse())
         await old.until(ResponseStarted)

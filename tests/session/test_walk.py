@@ -15,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from echosight import events as ev
 from echosight.conversation import AudioPart, Conversation, Item, Part, TextPart, UserTurn
 from echosight.engines import Chunk, GenerationSummary, TextChunk, ToolCallChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure, InputError
 from echosight.media import ImageFrame, Transcript
 from echosight.options import GenerateOptions, SessionOptions, TurnDetectionOptions
 from echosight.server.engine_host import EngineHost
 from echosight.session.session import Session
 from echosight.session.snapshot import SessionSnapshot
+from tests.fakes import ScriptedEngine, words
 from tests.rig import Clock, LoudnessVad, loud, quiet
 
 
@@ -41,7 +41,7 @@ SCRIPTS: dict[str, list[Chunk | Exception]] = {
 }
 
 
-class WalkEngine(FakeEngine):
+class WalkEngine(ScriptedEngine):
     """An engine that checks how it is used: one writer for each conversation, and no more responses than slots."""
 
     def __init__(self) -> None:

@@ -13,16 +13,16 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from echosight.app import on_error
-from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
 from echosight.routes import web
 from echosight.settings import Settings
+from tests.fakes import ScriptedEngine
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 class Manager:
-    engine = FakeEngine()
+    engine = ScriptedEngine()
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 
 from echosight import events as ev
-from echosight.engines.stub import FakeEngine
 from echosight.errors import InputError
 from echosight.options import SessionOptions, TurnDetectionOptions
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
+from tests.fakes import ScriptedEngine
 from tests.rig import Bench, bench
 
 Json = dict[str, Any]
@@ -38,7 +38,7 @@ class Client:
         self._unread: list[Json] = []
 
     @property
-    def engine(self) -> FakeEngine:
+    def engine(self) -> ScriptedEngine:
         return self.bench.engine
 
     async def send(self, type_: str, **body: Any) -> None:
@@ -114,7 +114,7 @@ class Client:
 
 @asynccontextmanager
 async def client(
-    engine: FakeEngine | None = None,
+    engine: ScriptedEngine | None = None,
     *,
     beta: bool = False,
     transcription_only: bool = False,

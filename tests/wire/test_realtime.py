@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from echosight.engines import GenerationSummary, TextChunk
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import EngineFailure
 from echosight.events import Usage
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import QUIET, Client, client
 
 ANSWER = [
@@ -83,7 +83,7 @@ async def test_a_turn_that_the_client_commits() -> None:
 
 async def test_the_response_object() -> None:
     usage = Usage(input_text=3, input_audio=4, cached=2, output_text=5, output_audio=6)
-    async with client(FakeEngine([[*words("hello there"), GenerationSummary(usage)]])) as talk:
+    async with client(ScriptedEngine([[*words("hello there"), GenerationSummary(usage)]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"metadata": {"topic": "greeting"}})
         created = (await talk.until("response.created"))["response"]
@@ -113,7 +113,7 @@ async def test_the_response_object() -> None:
 
 
 async def test_a_response_in_text_only() -> None:
-    async with client(FakeEngine([[TextChunk("hello there")]])) as talk:
+    async with client(ScriptedEngine([[TextChunk("hello there")]])) as talk:
         assert (await talk.update(output_modalities=["text"]))["output_modalities"] == ["text"]
         await talk.write("hi")
         await talk.send("response.create")
@@ -140,7 +140,7 @@ async def _interrupted(talk: Client) -> tuple[str, dict[str, object]]:
 
 
 async def test_barge_in_ends_every_open_part() -> None:
-    engine = FakeEngine([words("one two three four")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("one two three four")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         item, response = await _interrupted(talk)
         assert talk.since("input_audio_buffer.speech_started") == [
@@ -170,7 +170,7 @@ async def test_barge_in_ends_every_open_part() -> None:
 
 
 async def test_without_interrupt_response_the_response_goes_on() -> None:
-    engine = FakeEngine([words("one two three")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         turns = {"type": "server_vad", "interrupt_response": False, "create_response": False}
         await talk.update(audio={"input": {"turn_detection": turns}})
@@ -187,7 +187,7 @@ async def test_without_interrupt_response_the_response_goes_on() -> None:
 
 
 async def test_speech_that_still_plays_is_truncated_without_an_event() -> None:
-    async with client(FakeEngine([words("one two three four")])) as talk:
+    async with client(ScriptedEngine([words("one two three four")])) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         item = (await talk.done())["output"][0]["id"]
@@ -202,7 +202,7 @@ async def test_speech_that_still_plays_is_truncated_without_an_event() -> None:
 
 
 async def test_the_client_cancels_a_response() -> None:
-    engine = FakeEngine([words("one two three")], gate=asyncio.Semaphore(1))
+    engine = ScriptedEngine([words("one two three")], gate=asyncio.Semaphore(1))
     async with client(engine) as talk:
         await talk.write("hi")
         await talk.send("response.create")
@@ -213,7 +213,7 @@ async def test_the_client_cancels_a_response() -> None:
 
 
 async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
-    async with client(FakeEngine([[TextChunk("cut"), GenerationSummary(finish="length")]])) as talk:
+    async with client(ScriptedEngine([[TextChunk("cut"), GenerationSummary(finish="length")]])) as talk:
         await talk.write("hi")
         await talk.send("response.create", response={"max_output_tokens": 7})
         response = await talk.done()
@@ -224,7 +224,7 @@ async def test_a_limit_of_tokens_makes_the_response_incomplete() -> None:
 
 
 async def test_an_engine_that_breaks_fails_the_response_only() -> None:
-    async with client(FakeEngine([[EngineFailure("It broke")], words("well again")])) as talk:
+    async with client(ScriptedEngine([[EngineFailure("It broke")], words("well again")])) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         response = await talk.done()
@@ -235,7 +235,7 @@ async def test_an_engine_that_breaks_fails_the_response_only() -> None:
 
 
 async def test_speech_that_cannot_be_transcribed() -> None:
-    async with client(FakeEngine(transcripts=[EngineFailure("No ears")])) as talk:
+    async with client(ScriptedEngine(transcripts=[EngineFailure("No ears")])) as talk:
         turns = {"type": "server_vad", "create_response": False}
         await talk.update(audio={"input": {"transcription": {"model": "whisper-1"}, "turn_detection": turns}})
         await talk.speak()
@@ -253,7 +253,7 @@ async def test_a_session_that_only_transcribes() -> None:
         assert completed["transcript"] == "what was said"
         await talk.send("response.create")
         assert (await talk.error())["message"] == "A transcription session makes no responses."
-    assert talk.engine.asked == []
+    assert talk.engine.conversations == []
 
 
 async def test_the_model_responds_to_silence_after_the_idle_timeout() -> None:
@@ -276,7 +276,7 @@ async def test_the_model_responds_to_silence_after_the_idle_timeout() -> None:
 
 @pytest.mark.parametrize(("transcript", "is_over"), [("this is all", True), ("i went to the", False), ("wait,", False)])
 async def test_speech_that_sounds_incomplete_gets_more_time(transcript: str, is_over: bool) -> None:
-    async with client(FakeEngine(transcripts=[transcript])) as talk:
+    async with client(ScriptedEngine(transcripts=[transcript])) as talk:
         turns = {"type": "semantic_vad", "eagerness": "high", "create_response": False}
         await talk.update(audio={"input": {"turn_detection": turns}})
         await talk.hear(600)

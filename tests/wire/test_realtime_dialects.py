@@ -8,7 +8,7 @@ import base64
 import pytest
 
 from echosight.audio.g711 import alaw_encode, ulaw_decode, ulaw_encode
-from echosight.engines.stub import FakeEngine, words
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import LOUD, QUIET, client, pcm
 
 
@@ -211,7 +211,7 @@ async def test_the_bridge_detects_turns_where_the_client_asks_for_it() -> None:
 
 
 async def test_the_bridge_sends_two_events_for_a_cancelled_response() -> None:
-    async with client(FakeEngine([words("one two")], gate=asyncio.Semaphore(1))) as talk:
+    async with client(ScriptedEngine([words("one two")], gate=asyncio.Semaphore(1))) as talk:
         await talk.send("session.update", session={"voice": "shimmer"})
         await talk.until("session.updated")
         await talk.send("response.create")

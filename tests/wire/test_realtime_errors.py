@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.engines.stub import FakeEngine, words
 from echosight.errors import WireError
 from echosight.options import SessionOptions
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import client
 
 USER = {"type": "message", "role": "user"}
@@ -172,7 +172,7 @@ async def test_the_error_for_a_small_buffer_says_how_small_it_is() -> None:
 
 
 async def test_one_response_at_a_time() -> None:
-    async with client(FakeEngine([words("one")], gate=asyncio.Semaphore(0))) as talk:
+    async with client(ScriptedEngine([words("one")], gate=asyncio.Semaphore(0))) as talk:
         await talk.write("hi")
         await talk.send("response.create")
         await talk.until("response.created")
@@ -209,7 +209,7 @@ async def test_event_ids_are_short_strings(event_id: Any, code: str) -> None:
         await talk.send("response.create", event_id=event_id)
         error = await talk.error()
         assert (error["code"], error["param"], error["event_id"]) == (code, "event_id", None)
-        assert not talk.engine.asked
+        assert not talk.engine.conversations
 
 
 async def test_null_does_not_change_fields_that_must_have_a_value() -> None:

@@ -9,13 +9,13 @@ import io
 from PIL import Image
 
 from echosight.engines import ToolCallChunk
-from echosight.engines.stub import FakeEngine, words
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import client
 
 
 async def test_function_calls() -> None:
     call = [ToolCallChunk("call_1", "look_up", '{"what"'), ToolCallChunk("call_1", "look_up", ': "it"}')]
-    async with client(FakeEngine([call, words("found it")])) as talk:
+    async with client(ScriptedEngine([call, words("found it")])) as talk:
         tool = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
         await talk.update(tools=[tool], tool_choice="required")
         await talk.write("find it")
@@ -44,9 +44,9 @@ async def test_function_calls() -> None:
         await talk.until("conversation.item.done")
         await talk.send("response.create")
         await talk.done()
-    assert talk.engine.asked[0].tools == (tool,)
+    assert talk.engine.conversations[0].tools == (tool,)
     assert talk.engine.options[0].tool_choice == "required"
-    assert [item.role for item in talk.engine.asked[1]] == ["user", "assistant", "tool"]
+    assert [item.role for item in talk.engine.conversations[1]] == ["user", "assistant", "tool"]
 
 
 async def test_an_image_waits_for_response_create() -> None:
@@ -61,7 +61,7 @@ async def test_an_image_waits_for_response_create() -> None:
         assert added["item"]["content"] == content
         await talk.send("response.create")
         await talk.done()
-    (frame,) = talk.engine.asked[0].items[0].images
+    (frame,) = talk.engine.conversations[0].items[0].images
     assert (frame.width, frame.height, frame.data) == (4, 3, file.getvalue())
 
 
@@ -75,14 +75,14 @@ async def test_out_of_band_responses_leave_no_trace() -> None:
         assert response["conversation_id"] is None
         assert "conversation.item.added" not in talk.since("response.created")
         assert response["output"][0]["content"][0]["transcript"] == "hello there"
-    (shown,) = talk.engine.asked
+    (shown,) = talk.engine.conversations
     assert [item.text for item in shown] == ["remember this", "sum up"]
     assert talk.engine.options[0].instructions == "briefly"
     assert [item.id for item in talk.bench.session.conversation] == [first]
 
 
 async def test_a_response_out_of_band_runs_next_to_another() -> None:
-    engine = FakeEngine([words("the answer"), words("a summary")], gate=asyncio.Semaphore(0))
+    engine = ScriptedEngine([words("the answer"), words("a summary")], gate=asyncio.Semaphore(0))
     async with client(engine) as talk:
         await talk.write("hello")
         await talk.send("response.create")
@@ -124,7 +124,7 @@ async def test_a_response_to_other_input_stays_in_the_conversation() -> None:
         await talk.send("response.create", response={"input": [question]})
         response = await talk.done()
         assert response["conversation_id"] is not None
-    (shown,) = talk.engine.asked
+    (shown,) = talk.engine.conversations
     assert [item.text for item in shown] == ["only this"]
     assert [item.id for item in talk.bench.session.conversation] == [first, response["output"][0]["id"]]
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from echosight.conversation import AudioPart
-from echosight.engines.stub import FakeEngine, words
+from tests.fakes import ScriptedEngine, words
 from tests.wire.realtime_rig import Client, client
 
 TEXT = "it was the best of times, it was the worst of times, it was the age of wisdom"
@@ -30,7 +30,7 @@ async def response_item(talk: Client) -> str:
 
 @pytest.mark.parametrize("ms", range(0, LENGTH_MS + 1, 100))
 async def test_only_words_that_had_begun_remain(ms: int) -> None:
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         item = await response_item(talk)
         await talk.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=ms)
         assert (await talk.until("conversation.item.truncated"))["audio_end_ms"] == ms
@@ -40,7 +40,7 @@ async def test_only_words_that_had_begun_remain(ms: int) -> None:
         assert kept["status"] == "incomplete"
         await talk.send("response.create")
         await talk.done()
-    _, response = talk.engine.asked[1].items[:2]
+    _, response = talk.engine.conversations[1].items[:2]
     (part,) = response.parts
     assert isinstance(part, AudioPart)
     assert (part.transcript, part.duration_ms) == (text_until(ms), ms)
@@ -49,7 +49,7 @@ async def test_only_words_that_had_begun_remain(ms: int) -> None:
 
 async def test_the_clients_truncation_replaces_the_estimate_by_the_clock() -> None:
     """The session estimates how much was played; the client's own account counts, be it more or less."""
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         item = await response_item(talk)
         talk.bench.clock.now += 0.3
         await talk.hear(200)
@@ -64,7 +64,7 @@ async def test_the_clients_truncation_replaces_the_estimate_by_the_clock() -> No
 
 async def test_an_item_that_is_still_generated_can_be_truncated() -> None:
     gate = asyncio.Semaphore(6)
-    async with client(FakeEngine([words(TEXT, WORD_MS)], gate=gate)) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)], gate=gate)) as talk:
         await talk.write("go on")
         await talk.send("response.create")
         item = (await talk.until("response.output_audio.delta"))["item_id"]
@@ -84,7 +84,7 @@ async def test_an_item_that_is_still_generated_can_be_truncated() -> None:
 
 
 async def test_an_old_item_is_truncated_at_the_word() -> None:
-    async with client(FakeEngine([words(TEXT, WORD_MS)])) as talk:
+    async with client(ScriptedEngine([words(TEXT, WORD_MS)])) as talk:
         items = [await response_item(talk) for _ in range(12)]
         await talk.send("conversation.item.truncate", item_id=items[0], content_index=0, audio_end_ms=700)
         await talk.until("conversation.item.truncated")

@@ -1,4 +1,4 @@
-"""Parts that stand in for each other: when one fails, the next goes on with the same turn."""
+"""Chains of parts that replace each other: where one fails, the next goes on with the same turn."""
 
 from __future__ import annotations
 
@@ -7,84 +7,87 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from echosight.audio.resampling import Resampler
 from echosight.conversation import Conversation
-from echosight.engines import LLM, STT, TTS, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
+from echosight.engines import LLM, STT, TTS, GenerationSummary, SpeechChunk, STTStream, TextChunk, ToolCallChunk
 from echosight.engines.runtime.progress import StartupProgress
 from echosight.engines.runtime.retries import TransientError
+from echosight.engines.stt import STREAM_CLOSED
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
 
 log = logging.getLogger(__name__)
 
-REST_S = 30.0
-"""How long a part that failed is passed over before it is tried again; longer, where it asks for that."""
+COOLDOWN_S = 30.0
+"""How long a part that failed is not tried, where there are others; longer where its server asks for that."""
 
 Part = TypeVar("Part", STT, LLM, TTS)
 Result = TypeVar("Result")
 
 
-class _Chain(Generic[Part]):
-    """The parts in order of preference. `name` is that of the one whose turn it is."""
+class FallbackChain(Generic[Part]):
+    """The parts in order of preference. `name` is that of the part that would be tried next."""
 
     def __init__(self, parts: Sequence[Part], clock: Callable[[], float] = time.monotonic) -> None:
         self.parts: list[Part] = list(parts)
         self._clock = clock
-        self._resting: dict[int, float] = {}
-        self._roll = StartupProgress()
+        self._cooldown_ends: dict[int, float] = {}
+        self._startup = StartupProgress()
 
     @property
     def loading(self) -> str:
-        return str(self._roll)
+        """The parts that are not up yet, for people."""
+        return str(self._startup)
 
     @property
     def name(self) -> str:
-        return next(self.able()).name
+        return next(self.candidates()).name
 
     async def start(self) -> None:
-        """Start all; those that cannot are left out. Raises `SetupError` where none can."""
-        outcomes = await asyncio.gather(*map(self._roll.start, self.parts), return_exceptions=True)
-        able = []
+        """Start all parts; those that cannot start are removed. Raises the first `SetupError` where none can."""
+        outcomes = await asyncio.gather(*map(self._startup.start, self.parts), return_exceptions=True)
+        started = []
         for part, outcome in zip(self.parts, outcomes, strict=True):
             if outcome is None:
-                able.append(part)
+                started.append(part)
             elif not isinstance(outcome, SetupError):
                 raise outcome
             else:
                 log.warning("%s is left out: %s", part.name, outcome.message)
                 await part.close()
-        if not able:
+        if not started:
             raise next(outcome for outcome in outcomes if isinstance(outcome, SetupError))
-        self.parts = able
+        self.parts = started
 
     async def close(self) -> None:
         await asyncio.gather(*(part.close() for part in self.parts))
 
-    def able(self) -> Iterator[Part]:
-        """Those that did not fail lately, in order; then the others, for there may be nobody else."""
+    def candidates(self) -> Iterator[Part]:
+        """The parts that have not failed lately, in order; then the others, in case those fail too."""
         now = self._clock()
-        resting = [part for part in self.parts if self._resting.get(id(part), 0.0) > now]
-        yield from (part for part in self.parts if part not in resting)
-        yield from resting
+        cooling = [part for part in self.parts if self._cooldown_ends.get(id(part), 0.0) > now]
+        yield from (part for part in self.parts if part not in cooling)
+        yield from cooling
 
-    def failed(self, part: Part, error: EngineFailure) -> None:
-        log.warning("%s failed (%s); the next in line takes over", part.name, type(error).__name__)
-        asked = error.retry_after if isinstance(error, TransientError) else None
-        self._resting[id(part)] = self._clock() + max(REST_S, asked or 0.0)
+    def mark_failed(self, part: Part, error: EngineFailure) -> None:
+        """Prefer the other parts for a while."""
+        log.warning("%s failed (%s); trying the next one", part.name, type(error).__name__)
+        retry_after = error.retry_after if isinstance(error, TransientError) else None
+        self._cooldown_ends[id(part)] = self._clock() + max(COOLDOWN_S, retry_after or 0.0)
 
-    def worked(self, part: Part) -> None:
-        self._resting.pop(id(part), None)
+    def mark_ok(self, part: Part) -> None:
+        self._cooldown_ends.pop(id(part), None)
 
 
-class LLMChain(_Chain[LLM]):
-    """A `LLM`. A reply is begun by the first that can; one that breaks off later is not begun again by another."""
+class LLMChain(FallbackChain[LLM]):
+    """An `LLM`. The next part replaces one that fails before its first text; a reply that has begun just fails."""
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
-        await next(self.able()).prefill(conversation, text)
+        await next(self.candidates()).prefill(conversation, text)
 
     async def release(self, conversation_id: str) -> None:
         for part in self.parts:
@@ -93,100 +96,107 @@ class LLMChain(_Chain[LLM]):
     async def generate(
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
-        """Raises the failure of the last in line."""
-        line = list(self.able())
-        for part in line:
+        """Raises the failure of the last candidate."""
+        candidates = list(self.candidates())
+        for part in candidates:
             begun = False
             try:
-                async with aclosing(part.generate(conversation, options)) as pieces:
-                    async for piece in pieces:
-                        if isinstance(piece, GenerationSummary):
-                            piece = replace(piece, providers=(part.name,))
+                async with aclosing(part.generate(conversation, options)) as chunks:
+                    async for chunk in chunks:
+                        if isinstance(chunk, GenerationSummary):
+                            chunk = replace(chunk, providers=(part.name,))
                         else:
                             begun = True
-                        yield piece
-                self.worked(part)
+                        yield chunk
+                self.mark_ok(part)
                 return
             except EngineFailure as error:
-                self.failed(part, error)
-                if begun or part is line[-1]:
+                self.mark_failed(part, error)
+                if begun or part is candidates[-1]:
                     raise
 
 
-@dataclass(slots=True)
-class _Utterance:
-    """All that was said, for whoever takes over, and how many bytes of it the current part was told."""
+class STTChain(FallbackChain[STT]):
+    """An `STT`. A stream whose part fails goes on with the next part, which gets all of its audio."""
 
-    part: STT
-    language: str | None
-    speaker: str | None
-    pcm: bytearray = field(default_factory=bytearray)
-    told: int = 0
+    def open(self, language: str | None = None, speaker: str | None = None) -> STTChainStream:
+        return STTChainStream(self, language, speaker)
 
 
-class STTChain(_Chain[STT]):
-    """A `STT`. Who takes over an utterance is told all of it."""
+class STTChainStream:
+    """An `STTStream` that keeps the audio, so that it can replay it to another part of `chain`."""
 
-    def __init__(self, parts: Sequence[STT], clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(parts, clock)
-        self._utterances: dict[str, _Utterance] = {}
+    def __init__(self, chain: STTChain, language: str | None, speaker: str | None) -> None:
+        self._chain = chain
+        self._language = language
+        self._speaker = speaker
+        self._pcm = bytearray()
+        self._sent = 0
+        """How many bytes of it the current part has."""
+        self._current: tuple[STT, STTStream] | None = None
+        self._closed = False
 
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        """Raises the failure of the last in line."""
-        said = self._utterances.get(utterance)
-        if said is None:
-            said = self._utterances[utterance] = _Utterance(next(self.able()), language, speaker)
-        said.pcm += pcm
-        return await self._relay(utterance, said, self._tell)
+    async def push(self, pcm: bytes) -> str | None:
+        """Raises the failure of the last candidate."""
+        self._check_open()
+        self._pcm += pcm
+        return await self._with_failover(self._send)
 
-    async def finish(self, utterance: str) -> Transcript:
-        """Raises the failure of the last in line."""
-        said = self._utterances.get(utterance)
-        if said is None:
-            raise EngineFailure("The transcriber heard nothing of this turn")
-        return await self._relay(utterance, said, self._finish)
+    async def finalize(self) -> Transcript:
+        """The transcript names the part as its `provider`. Raises the failure of the last candidate."""
+        self._check_open()
+        return await self._with_failover(self._finalize) if self._pcm else Transcript("")
 
-    async def forget(self, utterance: str) -> None:
-        if (said := self._utterances.pop(utterance, None)) is not None:
-            await said.part.forget(utterance)
+    async def close(self) -> None:
+        self._closed = True
+        await self._close_current()
 
-    async def _tell(self, utterance: str, said: _Utterance) -> str | None:
-        news = bytes(said.pcm[said.told :])
-        if not news:
-            return None
-        partial = await said.part.hear(utterance, news, said.language, said.speaker)
-        said.told += len(news)
+    async def _send(self, part: STT, stream: STTStream) -> str | None:
+        pcm = bytes(self._pcm[self._sent :])
+        partial = await stream.push(pcm)
+        self._sent += len(pcm)
         return partial
 
-    async def _finish(self, utterance: str, said: _Utterance) -> Transcript:
-        await self._tell(utterance, said)
-        transcript = await said.part.finish(utterance)
-        self.worked(said.part)
-        return replace(transcript, provider=said.part.name)
+    async def _finalize(self, part: STT, stream: STTStream) -> Transcript:
+        if self._sent < len(self._pcm):
+            await self._send(part, stream)
+        transcript = await stream.finalize()
+        self._chain.mark_ok(part)
+        return replace(transcript, provider=part.name)
 
-    async def _relay(
-        self, utterance: str, said: _Utterance, work: Callable[[str, _Utterance], Awaitable[Result]]
-    ) -> Result:
-        """Have the work done, by the next in line where a part fails."""
+    async def _with_failover(self, call: Callable[[STT, STTStream], Awaitable[Result]]) -> Result:
+        """The result of `call` with the current part, or with the first candidate that does not fail."""
         tried: list[STT] = []
         while True:
+            part, stream = self._current or self._open_next(tried)
+            self._current = part, stream
             try:
-                return await work(utterance, said)
+                return await call(part, stream)
             except EngineFailure as error:
-                self.failed(said.part, error)
-                await said.part.forget(utterance)
-                tried.append(said.part)
-                said.told = 0
-                successor = next((part for part in self.able() if part not in tried), None)
-                if successor is None:
+                self._check_open()
+                self._chain.mark_failed(part, error)
+                await self._close_current()
+                tried.append(part)
+                if len(tried) == len(self._chain.parts):
                     raise
-                said.part = successor
+
+    def _open_next(self, tried: list[STT]) -> tuple[STT, STTStream]:
+        self._sent = 0
+        part = next(part for part in self._chain.candidates() if part not in tried)
+        return part, part.open(self._language, self._speaker)
+
+    async def _close_current(self) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            await current[1].close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
 
 
-class TTSChain(_Chain[TTS]):
-    """A `TTS` at the rate of the first. A sentence is begun by the first that can."""
+class TTSChain(FallbackChain[TTS]):
+    """A `TTS` at the rate of the first part. The next part replaces one that fails before its first sound."""
 
     def __init__(self, parts: Sequence[TTS], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(parts, clock)
@@ -198,29 +208,29 @@ class TTSChain(_Chain[TTS]):
         self.rate, self.voices = self.parts[0].rate, self.parts[0].voices
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        """Raises the failure of the last in line."""
-        line = list(self.able())
-        for part in line:
+        """Raises the failure of the last candidate."""
+        candidates = list(self.candidates())
+        for part in candidates:
             begun = False
             try:
-                async with aclosing(self._speak(part, text, options)) as pieces:
-                    async for piece in pieces:
+                async with aclosing(self._synthesize_with(part, text, options)) as chunks:
+                    async for chunk in chunks:
                         begun = True
-                        yield piece
-                self.worked(part)
+                        yield chunk
+                self.mark_ok(part)
                 return
             except EngineFailure as error:
-                self.failed(part, error)
-                if begun or part is line[-1]:
+                self.mark_failed(part, error)
+                if begun or part is candidates[-1]:
                     raise
 
-    async def _speak(self, part: TTS, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
+    async def _synthesize_with(self, part: TTS, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         if part is not self.parts[0] and options.voice not in part.voices:
-            # The name is that of another's voice.
+            # It is the name of one of the first part's voices.
             options = replace(options, voice=None)
         resampler = Resampler(part.rate, self.rate)
-        async with aclosing(part.synthesize(text, options)) as pieces:
-            async for piece in pieces:
-                yield replace(piece, pcm=resampler.push(piece.pcm), provider=part.name)
+        async with aclosing(part.synthesize(text, options)) as chunks:
+            async for chunk in chunks:
+                yield replace(chunk, pcm=resampler.push(chunk.pcm), provider=part.name)
         if rest := resampler.push(b"", last=True):
             yield SpeechChunk(rest, provider=part.name)

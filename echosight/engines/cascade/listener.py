@@ -1,95 +1,106 @@
-"""A transcriber that hears along: with a cascade, or with a model that writes no transcript itself."""
+"""Transcribes user turns while they go on, for a cascade or for a model that writes no transcript itself."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from dataclasses import dataclass
 
 from echosight.conversation import Conversation, UserTurn
-from echosight.engines import STT
+from echosight.engines import STT, STTStream
 from echosight.errors import EngineFailure
 from echosight.media import INPUT_SAMPLE_RATE, Transcript
 
-BYTES_A_MS = INPUT_SAMPLE_RATE * 2 // 1000
+BYTES_PER_MS = INPUT_SAMPLE_RATE // 500
+
+
+@dataclass(slots=True)
+class _TurnStream:
+    """The stream of one turn. `failed`: the STT failed in it, so `finalize_transcript` starts again with another."""
+
+    stream: STTStream
+    pushed_bytes: int = 0
+    failed: bool = False
+    finalizing: bool = False
 
 
 class Listener:
-    """Gives a transcriber every turn's speech once, and forgets turns that are over."""
+    """Maps turns to streams of an STT: each turn's speech is pushed once, and streams of finished turns are closed."""
 
-    def __init__(self, transcriber: STT) -> None:
-        self.transcriber = transcriber
-        self._heard: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        """Conversation id -> utterance -> bytes of its speech that were given."""
-        self._settling: set[str] = set()
-        self._broken: set[str] = set()
-        """Utterances that the transcriber failed in: they are heard anew when they are settled, and not before."""
+    def __init__(self, stt: STT) -> None:
+        self.stt = stt
+        self._streams: dict[str, dict[str, _TurnStream]] = {}
+        """Conversation id -> turn id -> stream: clients choose the ids, so two conversations may have the same one."""
 
-    def knows(self, conversation: Conversation, turn: UserTurn) -> bool:
-        """Whether speech of the turn was given already."""
-        return _utterance(conversation, turn) in self._heard[conversation.id]
+    def has_heard(self, conversation: Conversation, turn: UserTurn) -> bool:
+        """Whether speech of the turn was pushed before."""
+        return turn.id in self._streams.get(conversation.id, {})
 
-    async def hear(self, conversation: Conversation, turn: UserTurn, pcm: bytes) -> str | None:
-        """`pcm` was added to the turn; returns the partial text where it changed."""
-        utterance = _utterance(conversation, turn)
-        heard = self._heard[conversation.id].get(utterance)
-        if utterance in self._broken or (heard is not None and heard >= turn.duration_ms * BYTES_A_MS):
+    async def push(self, conversation: Conversation, turn: UserTurn, pcm: bytes) -> str | None:
+        """`pcm` was added to the turn; returns the partial text where it changed. Raises `EngineFailure`."""
+        entry = self._streams.get(conversation.id, {}).get(turn.id)
+        if entry is None:
+            return await self._push(conversation, turn, self._open(conversation, turn), turn.pcm)
+        if entry.failed or entry.pushed_bytes >= turn.duration_ms * BYTES_PER_MS:
             return None
-        return await self._give(conversation, utterance, turn.pcm if heard is None else pcm)
+        return await self._push(conversation, turn, entry, pcm)
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
-        """The transcript of all speech of the turn."""
+        """The transcript of all speech of the turn, None where it has none. Raises `EngineFailure`."""
         if not turn.duration_ms:
             return None
-        utterance = _utterance(conversation, turn)
-        self._settling.add(utterance)
+        entry = self._streams.get(conversation.id, {}).get(turn.id)
+        if entry is not None and entry.failed:
+            await self._close(conversation.id, turn.id, entry)
+            entry = None
+        entry = entry or self._open(conversation, turn)
+        entry.finalizing = True
         try:
-            if utterance in self._broken:
-                await self._forget(conversation.id, utterance)
-            heard = self._heard[conversation.id].get(utterance, 0)
-            if heard < turn.duration_ms * BYTES_A_MS:
-                await self._give(conversation, utterance, turn.pcm[heard:])
-            transcript = await self.transcriber.finish(utterance)
+            if entry.pushed_bytes < turn.duration_ms * BYTES_PER_MS:
+                await self._push(conversation, turn, entry, turn.pcm[entry.pushed_bytes :])
+            transcript = await entry.stream.finalize()
         except EngineFailure:
-            # Asked again, it is all heard anew.
-            await self._forget(conversation.id, utterance)
+            # The next attempt pushes everything to another stream.
+            await self._close(conversation.id, turn.id, entry)
             raise
         finally:
-            self._settling.discard(utterance)
+            entry.finalizing = False
         if turn is not conversation.pending_turn:
-            await self._forget(conversation.id, utterance)
+            await self._close(conversation.id, turn.id, entry)
         return transcript
 
-    async def tidy(self, conversation: Conversation) -> None:
-        """Forget the turns that are over."""
-        current = _utterance(conversation, conversation.pending_turn) if conversation.pending_turn is not None else None
-        for utterance in [*self._heard[conversation.id]]:
-            if utterance != current and utterance not in self._settling:
-                await self._forget(conversation.id, utterance)
+    async def drop_finished(self, conversation: Conversation) -> None:
+        """Close the streams of all turns but the pending one and those that are being finalized."""
+        pending = conversation.pending_turn.id if conversation.pending_turn is not None else None
+        for turn_id, entry in [*self._streams.get(conversation.id, {}).items()]:
+            if turn_id != pending and not entry.finalizing:
+                await self._close(conversation.id, turn_id, entry)
 
     async def release(self, conversation_id: str) -> None:
-        for utterance in self._heard.pop(conversation_id, {}):
-            self._broken.discard(utterance)
-            await self.transcriber.forget(utterance)
+        """Close all streams of a conversation; unknown ids are fine."""
+        for entry in self._streams.pop(conversation_id, {}).values():
+            await entry.stream.close()
 
-    async def _give(self, conversation: Conversation, utterance: str, new: bytes) -> str | None:
-        heard = self._heard[conversation.id]
-        heard[utterance] = heard.get(utterance, 0) + len(new)
+    def _open(self, conversation: Conversation, turn: UserTurn) -> _TurnStream:
+        entry = _TurnStream(self.stt.open(conversation.language, conversation.id))
+        self._streams.setdefault(conversation.id, {})[turn.id] = entry
+        return entry
+
+    async def _push(self, conversation: Conversation, turn: UserTurn, entry: _TurnStream, pcm: bytes) -> str | None:
+        entry.pushed_bytes += len(pcm)
         try:
-            return await self.transcriber.hear(utterance, new, conversation.language, conversation.id)
+            return await entry.stream.push(pcm)
         except asyncio.CancelledError:
-            # Half heard is not heard: asked again, it is all given anew.
-            await self._forget(conversation.id, utterance)
+            # A cancelled `push` may have consumed part of the audio: the next call starts again from the beginning.
+            await self._close(conversation.id, turn.id, entry)
             raise
         except EngineFailure:
-            self._broken.add(utterance)
+            entry.failed = True
             raise
 
-    async def _forget(self, conversation_id: str, utterance: str) -> None:
-        self._broken.discard(utterance)
-        if self._heard[conversation_id].pop(utterance, None) is not None:
-            await self.transcriber.forget(utterance)
-
-
-def _utterance(conversation: Conversation, turn: UserTurn) -> str:
-    """Clients name their items as they like, so two conversations may have one of the same name."""
-    return f"{conversation.id}/{turn.id}"
+    async def _close(self, conversation_id: str, turn_id: str, entry: _TurnStream) -> None:
+        turns = self._streams.get(conversation_id, {})
+        if turns.get(turn_id) is entry:
+            del turns[turn_id]
+            if not turns:
+                del self._streams[conversation_id]
+        await entry.stream.close()

@@ -1,4 +1,4 @@
-"""A reply, as it streams, cut into what can be spoken: sentences, with their place in the reply."""
+"""Splits a reply, while it streams, into sentences for the TTS, each with its position in the reply."""
 
 from __future__ import annotations
 
@@ -19,71 +19,73 @@ _INITIALS = re.compile(r"(?!I$)[^\W\d_](?:\.[^\W\d_])*")
 _ABBREVIATIONS = frozenset(_SHORT.split())
 
 MIN_CHARS = 12
-"""A shorter sentence ("Yes.") waits for the next one, except at the start, where time counts more than prosody."""
+"""A shorter sentence ("Yes.") is spoken with the next one, except at the start: there, latency matters more than
+prosody."""
 
-FIRST_CLAUSE_CHARS = 24
-"""The first piece may end at a comma once it is that long."""
+MIN_FIRST_CLAUSE_CHARS = 24
+"""The first sentence may be cut at a comma once it is that long."""
 
 MAX_CHARS = 240
-"""What is longer is cut at the last clause or space."""
+"""A longer sentence is cut at its last clause or space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """`text` stands at character `start` of the reply."""
+    """`text` begins at character `start` of the reply."""
 
     start: int
     text: str
 
 
-class Splitter:
-    """Feed it deltas; it gives the sentences that are complete, and in `finish` the rest."""
+class SentenceSplitter:
+    """Takes the reply's deltas and returns the sentences that are complete; `flush` returns the rest."""
 
     def __init__(self) -> None:
         self._text = ""
         self._start = 0
         self._first = True
 
-    def feed(self, delta: str) -> list[Sentence]:
+    def push(self, delta: str) -> list[Sentence]:
+        """The sentences that `delta` completes."""
         self._text += delta
         sentences = []
-        while (cut := self._cut()) is not None:
-            sentences += self._take(cut)
+        while (end := self._cut()) is not None:
+            sentences += self._take(end)
         return sentences
 
-    def finish(self) -> list[Sentence]:
-        """Whatever is left, where there is anything to say in it."""
+    def flush(self) -> list[Sentence]:
+        """The reply is complete: its last sentence, none where nothing in it can be spoken."""
         return self._take(len(self._text))
 
     def _cut(self) -> int | None:
-        """Where the first complete sentence ends, None while it may go on."""
+        """Index after the first complete sentence, None while that may go on."""
         for match in _END.finditer(self._text):
             end = match.end()
             if self._long_enough(end) and _really_ends(self._text[: match.start()], match[0]):
                 return end if end <= MAX_CHARS else _shorten(self._text)
         if self._first:
             for match in _CLAUSE.finditer(self._text):
-                if match.end() >= FIRST_CLAUSE_CHARS:
+                if match.end() >= MIN_FIRST_CLAUSE_CHARS:
                     return match.end()
         return _shorten(self._text) if len(self._text) > MAX_CHARS else None
 
     def _long_enough(self, end: int) -> bool:
-        said = self._text[:end].strip()
-        # A wide character says about as much as three narrow ones.
-        return self._first or sum(3 if ord(c) > 0x2E80 else 1 for c in said) >= MIN_CHARS
+        # One CJK character carries about as much speech as three Latin ones.
+        return self._first or sum(3 if ord(c) > 0x2E80 else 1 for c in self._text[:end].strip()) >= MIN_CHARS
 
-    def _take(self, cut: int) -> list[Sentence]:
-        piece, self._text = self._text[:cut], self._text[cut:]
-        start = self._start + len(piece) - len(piece.lstrip())
-        self._start += cut
-        if not any(c.isalnum() for c in piece):
+    def _take(self, end: int) -> list[Sentence]:
+        """Remove the text up to `end`; it is a sentence where it has a letter or a digit."""
+        text, self._text = self._text[:end], self._text[end:]
+        start = self._start + len(text) - len(text.lstrip())
+        self._start += end
+        if not any(c.isalnum() for c in text):
             return []
         self._first = False
-        return [Sentence(start, piece.strip())]
+        return [Sentence(start, text.strip())]
 
 
 def _really_ends(before: str, stop: str) -> bool:
-    """Not where the point belongs to an abbreviation, an initial or the number of a list entry."""
+    """False where the full stop belongs to an abbreviation, an initial or the number of a list entry."""
     if not stop.startswith(".") or stop.startswith(".."):
         return True
     word = re.split(r"[\s(\[\"'“‘]", before)[-1]
@@ -94,7 +96,7 @@ def _really_ends(before: str, stop: str) -> bool:
 
 
 def _shorten(text: str) -> int:
-    """The last clause end or space within `MAX_CHARS`."""
+    """Index after the last clause or space within `MAX_CHARS`."""
     clauses = [m.end() for m in _CLAUSE.finditer(text, 0, MAX_CHARS)]
     if clauses and clauses[-1] >= MAX_CHARS // 2:
         return clauses[-1]
@@ -102,9 +104,9 @@ def _shorten(text: str) -> int:
     return space + 1 if space > 0 else MAX_CHARS
 
 
-_UNSPOKEN = re.compile(r"[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
+_MARKUP = re.compile(r"[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
 
 
-def speakable(text: str) -> str:
-    """The text without marks and pictures that nobody would read aloud; every character keeps its place."""
-    return _UNSPOKEN.sub(" ", text)
+def strip_markup(text: str) -> str:
+    """The text with a space for each character of Markdown and each emoji, so that all others keep their index."""
+    return _MARKUP.sub(" ", text)

@@ -63,7 +63,7 @@ class LlamaCppLLM:
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
         """Send the conversation so far, so that the server's cache holds it when the response begins."""
-        if self.server.up.is_set():
+        if self.server.healthy.is_set():
             await self._llm.prefill(conversation, text)
 
     async def release(self, conversation_id: str) -> None:
@@ -79,8 +79,8 @@ class LlamaCppLLM:
 
     async def _wait_until_up(self) -> None:
         try:
-            async with asyncio.timeout(0 if self.server.down else RESTART_S):
-                await self.server.up.wait()
+            async with asyncio.timeout(0 if self.server.given_up else RESTART_S):
+                await self.server.healthy.wait()
         except TimeoutError:
             raise TransientError(f"{self.server.name} is down") from None
 

@@ -16,7 +16,7 @@ from echosight.conversation import Conversation, new_id
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.messages import Message, nest_function, to_messages
 from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
-from echosight.engines.runtime.retries import CHAT_S, TransientError, retry_stream
+from echosight.engines.runtime.retries import LLM_BACKOFF_S, TransientError, retry_stream
 from echosight.engines.runtime.sse import events
 from echosight.errors import EngineFailure, SetupError
 from echosight.events import Usage
@@ -106,7 +106,7 @@ class OpenAILLM:
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Raises `TransientError` and `PermanentError`."""
         await self.release(conversation.id)
-        async with aclosing(retry_stream(lambda: self._reply(conversation, options), CHAT_S)) as chunks:
+        async with aclosing(retry_stream(lambda: self._reply(conversation, options), LLM_BACKOFF_S)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -183,7 +183,7 @@ async def _completion(response: httpx.Response, service: HttpService) -> AsyncGe
     """The chunks of one streamed completion. Raises `TransientError` where the stream ends before it is complete."""
     parser = _CompletionParser()
     name = service.name
-    async with aclosing(events(response, name, service.silence_s)) as stream:
+    async with aclosing(events(response, name, service.read_timeout_s)) as stream:
         try:
             async for event in stream:
                 for chunk in parser.parse(event):

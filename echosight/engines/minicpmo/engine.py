@@ -88,10 +88,10 @@ class MiniCpmEngine:
         """Load one process after the other: loading takes more memory than running. Raises `SetupError`."""
         try:
             for number, cache in enumerate(self._caches, 1):
-                self.loading.tell(f"process {number} of {self.capacity}", None)
+                self.loading.report(f"process {number} of {self.capacity}", None)
                 await cache.process.start()
             if self.stt is not None:
-                self.loading.tell(self.stt.name, None)
+                self.loading.report(self.stt.name, None)
                 await self.stt.start()
         except BaseException:
             await self.close()
@@ -110,7 +110,7 @@ class MiniCpmEngine:
             return None
         partial = None
         if self._listener is not None and isinstance(part, AudioPart):
-            partial = await self._listener.hear(conversation, turn, part.pcm or b"")
+            partial = await self._listener.push(conversation, turn, part.pcm or b"")
         cache = self._cache_of(conversation.id)
         if cache not in self._busy and cache.has_full_chunk(turn):
             voice_sample = cache.system_prompt.voice_sample
@@ -125,7 +125,7 @@ class MiniCpmEngine:
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         """Raises `EngineFailure`, and `EngineFull` where every process is generating for another conversation."""
         if self._listener is not None:
-            await self._listener.tidy(conversation)
+            await self._listener.drop_finished(conversation)
         cache = self._cache_of(conversation.id)
         self._busy.add(cache)
         try:

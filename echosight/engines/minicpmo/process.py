@@ -147,7 +147,7 @@ class WorkerLoop:
                 self._serve(self._queue.pop(0))
 
     def _receive(self, wait_s: float | None) -> None:
-        for frame in self._pipe.take(wait_s):
+        for frame in self._pipe.receive(wait_s):
             match frame.kind:
                 case FrameType.BEGIN:
                     self._queue.append(frame)

@@ -65,9 +65,11 @@ class OmniEngine:
     async def start(self) -> None:
         """Load the model, then the `stt`. Raises `SetupError`."""
         self._runner = await self._worker.call(lambda: self.loading.run(self._build))
+        self._samples_needed.clear()
+        self._closed = False
         self.voices = self._runner.model.speakers
         if self.stt is not None:
-            self.loading.tell(self.stt.name, None)
+            self.loading.report(self.stt.name, None)
             await self.stt.start()
         self._scheduling = asyncio.create_task(self._scheduler.run(), name="omni scheduler")
 
@@ -97,7 +99,7 @@ class OmniEngine:
             self._samples_needed[conversation.id] = (turn.id, needed)
         if self._listener is None or not isinstance(part, AudioPart):
             return None
-        return await self._listener.hear(conversation, turn, part.pcm or b"")
+        return await self._listener.push(conversation, turn, part.pcm or b"")
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         """The transcript of the `stt`; None without one."""
@@ -107,7 +109,7 @@ class OmniEngine:
         """Raises `EngineFailure`, and `EngineFull` where as many conversations as fit are generating."""
         runner = self._runner
         if self._listener is not None:
-            await self._listener.tidy(conversation)
+            await self._listener.drop_finished(conversation)
         request = self._request(conversation, options)
         snapshot = _snapshot(conversation, runner.model.preamble, None)
         started: list[Generation] = []

@@ -12,7 +12,7 @@ from echosight.engines.omni.engine import DEFAULT_REPLY_TOKENS, OmniEngine
 from echosight.engines.runtime.huggingface.device import choose_device
 from echosight.engines.runtime.huggingface.memory import DTYPE_BYTES, check_memory, free_bytes, weight_bytes
 from echosight.engines.runtime.huggingface.source import fetch, fetch_config, first_line, is_local, read_config
-from echosight.engines.runtime.progress import follow_transformers, tell
+from echosight.engines.runtime.progress import hook_transformers_progress, report
 from echosight.errors import SetupError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _require_packages(source: str) -> None:
 
 def _build(source: str, device: str, dtype: str | None, capacity: int, context: int) -> ModelRunner:
     """Runs in the model's thread, because importing torch takes seconds."""
-    tell("libraries")
+    report("libraries")
     from echosight.engines.omni.model_runner import ModelRunner
     from echosight.engines.omni.models.state import Limits
 
@@ -100,11 +100,11 @@ def _build(source: str, device: str, dtype: str | None, capacity: int, context: 
     # Twice, because each conversation keeps a cache of its own besides its row.
     kv_bytes = 2 * kv_cache_bytes(config, limits, dtype) if device.startswith("cuda") else 0
     check_memory(source, weight_bytes(folder, dtype) + kv_bytes, free_bytes(device), device)
-    tell("weights")
-    follow_transformers()
+    report("weights")
+    hook_transformers_progress()
     model = load_model(folder, config["model_type"], device, dtype, limits)
     runner = ModelRunner(model, capacity, min(DEFAULT_REPLY_TOKENS, context // 4))
-    tell("steps")
+    report("steps")
     runner.warm_up()
     return runner
 

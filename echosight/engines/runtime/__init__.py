@@ -1,1 +1,1 @@
-"""What engines run on: threads, processes, HTTP, downloads, progress."""
+"""What engines run on: threads, worker processes, HTTP services, downloads, progress reports."""

@@ -17,32 +17,35 @@ from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure, SetupError
 from echosight.settings import Settings
 
-CONNECT_S = 5.0
-SILENCE_S = 60.0
-"""How long a service may say nothing: a large model that reads a long conversation takes a while."""
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""How long a service may send nothing: a large model takes a while to read a long conversation."""
 
-SPEECH_SILENCE_S = 15.0
-"""The same for services that hear or speak one sentence: whoever takes longer is of no use in a conversation."""
+SPEECH_READ_TIMEOUT_S = 15.0
+"""The same for services that transcribe or speak one sentence: later is too late for a conversation."""
 
-ANSWER_BYTES = 16 << 20
-DETAIL_BYTES = 16_384
-DETAIL_S = 2.0
+MAX_RESPONSE_BYTES = 16 << 20
+MAX_DETAIL_BYTES = 16_384
+DETAIL_TIMEOUT_S = 2.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-HELP = {
-    400: "does not take the request",
-    401: "wants a key, or another one",
-    402: "wants to be paid",
-    403: "does not admit this key",
-    404: "has no such address or model",
-    413: "finds the request too large",
-    422: "does not take the request",
+STATUS_TEXT = {
+    400: "bad request",
+    401: "authentication failed; check the API key",
+    402: "payment required",
+    403: "access denied to this API key",
+    404: "no such address or model",
+    413: "request too large",
+    422: "invalid request",
 }
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses that may be others the next time."""
+RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+"""Statuses that may be different for the next attempt."""
 
 
 class PermanentError(EngineFailure):
-    """The service understood, and will say the same the next time. `detail` is in its own words."""
+    """The service understood the request and refuses it: a retry cannot work.
+
+    `status` is the HTTP status, `detail` the reason in the service's own words.
+    """
 
     def __init__(self, message: str, status: int, detail: str) -> None:
         super().__init__(message)
@@ -51,43 +54,47 @@ class PermanentError(EngineFailure):
 
 
 class HttpService:
-    """`url` is what all paths begin with; `key` goes into the Authorization header, behind `scheme`."""
+    """All requests go to paths below `url`; `key` goes into the Authorization header, after `scheme`.
+
+    Raises `SetupError` where `url` is not one.
+    """
 
     def __init__(
-        self, url: str, key: str | None = None, *, scheme: str = "Bearer", silence_s: float = SILENCE_S
+        self, url: str, key: str | None = None, *, scheme: str = "Bearer", read_timeout_s: float = READ_TIMEOUT_S
     ) -> None:
-        self.url = _address(url)
+        self.url = _parse(url)
+        self.read_timeout_s = read_timeout_s
         self._headers = {"Authorization": f"{scheme} {key}"} if key else {}
-        self.silence_s = silence_s
         self._client: httpx.AsyncClient | None = None
 
     @property
     def name(self) -> str:
-        """The host, for people."""
+        """Host and port, for people."""
         return self.url.netloc.decode()
 
     async def start(self) -> None:
+        """Create the pool of connections. Does not connect yet; see `ping`."""
         if self._client is None:
             self._client = httpx.AsyncClient(
                 headers=self._headers,
-                timeout=httpx.Timeout(self.silence_s, connect=CONNECT_S),
+                timeout=httpx.Timeout(self.read_timeout_s, connect=CONNECT_TIMEOUT_S),
                 limits=httpx.Limits(max_connections=256, max_keepalive_connections=32, keepalive_expiry=60),
-                # A proxy of the environment does not lead to this machine.
+                # A proxy from the environment does not lead to this machine.
                 trust_env=self.url.host not in LOOPBACK,
             )
 
-    async def reach(self) -> None:
-        """Start, and see whether somebody answers at all. Raises `SetupError` where not, or not to this key."""
+    async def ping(self) -> None:
+        """Start, and check that the service responds and accepts the key. Raises `SetupError`."""
         await self.start()
         try:
             async with self.request("GET", ""):
                 pass
         except PermanentError as error:
-            # It is not asked as it wants to be asked, so most other answers are good ones.
+            # A bare GET is not a valid request, so any status but 401/403 proves that the service is up.
             if error.status in (401, 403):
                 raise SetupError(error.message) from error
         except TransientError as error:
-            raise SetupError(f"{error.message}; is its address right? {self.url}") from error
+            raise SetupError(f"{error.message}; check the address {self.url}") from error
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -95,57 +102,60 @@ class HttpService:
             await client.aclose()
 
     @asynccontextmanager
-    async def request(self, method: str, path: str, **given: Any) -> AsyncIterator[httpx.Response]:
-        """The response, its body yet to be read. Leaving early closes the request.
+    async def request(self, method: str, path: str, **kwargs: Any) -> AsyncIterator[httpx.Response]:
+        """The response, before its body is read. `kwargs` are those of httpx. Leaving early closes the request.
 
         Raises `TransientError` where a retry may work and `PermanentError` where it cannot, also while the caller reads
         the body.
         """
         if self._client is None:
-            raise EngineFailure(f"{self.name} was not started")
+            raise EngineFailure(f"The client of {self.name} is not started")
         try:
-            async with self._client.stream(method, f"{self.url}/{path}" if path else self.url, **given) as response:
+            async with self._client.stream(method, f"{self.url}/{path}" if path else self.url, **kwargs) as response:
                 if not response.is_success:
                     raise await self._failure(response)
                 yield response
         except httpx.ConnectTimeout as error:
-            raise TransientError(f"{self.name} does not answer within {CONNECT_S:g} s") from error
+            raise TransientError(f"{self.name} did not accept a connection within {CONNECT_TIMEOUT_S:g} s") from error
         except httpx.TimeoutException as error:
-            raise TransientError(f"{self.name} said nothing for {self.silence_s:g} s") from error
+            raise TransientError(f"{self.name} sent nothing for {self.read_timeout_s:g} s") from error
         except httpx.ConnectError as error:
             raise TransientError(f"{self.name} cannot be reached: {error}") from error
         except httpx.HTTPError as error:
-            raise TransientError(f"{self.name} broke off: {error or type(error).__name__}") from error
+            raise TransientError(f"The connection to {self.name} broke off: {error or type(error).__name__}") from error
 
-    async def json(self, method: str, path: str, **given: Any) -> Any:
-        """The whole answer as JSON. Raises as `request` does, and EngineFailure for what is no JSON."""
+    async def json(self, method: str, path: str, **kwargs: Any) -> Any:
+        """The whole response as JSON. Raises as `request` does, and `EngineFailure` where the body is not JSON."""
         data = bytearray()
         try:
-            # The client's own limit is one on silence: whoever sends a byte now and then would never end.
-            async with asyncio.timeout(CONNECT_S + self.silence_s), self.request(method, path, **given) as response:
-                async for piece in response.aiter_bytes():
-                    data += piece
-                    if len(data) > ANSWER_BYTES:
-                        raise EngineFailure(f"{self.name} answered without end")
+            # httpx's timeout is per read; bound the whole response so that a slow drip cannot hang us.
+            async with (
+                asyncio.timeout(CONNECT_TIMEOUT_S + self.read_timeout_s),
+                self.request(method, path, **kwargs) as response,
+            ):
+                async for chunk in response.aiter_bytes():
+                    data += chunk
+                    if len(data) > MAX_RESPONSE_BYTES:
+                        raise EngineFailure(f"{self.name} sent more than {MAX_RESPONSE_BYTES} bytes")
         except TimeoutError:
-            raise TransientError(f"{self.name} was not done within {self.silence_s:g} s") from None
+            raise TransientError(f"{self.name} did not finish its response within {self.read_timeout_s:g} s") from None
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            raise EngineFailure(f"{self.name} answered with something that is no JSON") from error
+            raise EngineFailure(f"{self.name} sent a response that is not JSON") from error
 
     async def _failure(self, response: httpx.Response) -> EngineFailure:
         status = response.status_code
-        if status in PASSING:
-            trouble = "gets too many requests" if status == 429 else "is in trouble"
-            return TransientError(f"{self.name} {trouble} ({status})", retry_after(response.headers))
-        detail = await _detail(response)
-        help = HELP.get(status, "does not do what was asked")
-        return PermanentError(f"{self.name} {help} ({status}){': ' if detail else ''}{detail}", status, detail)
+        if status in RETRYABLE:
+            problem = "too many requests" if status == 429 else "service unavailable"
+            return TransientError(f"{self.name}: {problem} ({status})", retry_after(response.headers))
+        detail = await _error_detail(response)
+        problem = STATUS_TEXT.get(status, "request failed")
+        return PermanentError(f"{self.name}: {problem} ({status}){': ' if detail else ''}{detail}", status, detail)
 
 
 def key_for(url: str, settings: Settings) -> str | None:
-    """The key that belongs to an address. No key ever goes to a host that it was not given for."""
+    """The API key that the settings hold for this origin. A key never goes to another host than its own."""
     keys = {
         "https://api.groq.com": settings.groq_api_key,
         "https://api.deepseek.com": settings.deepseek_api_key,
@@ -167,51 +177,51 @@ def deepgram_key(settings: Settings) -> str:
 
 
 def endpoint(url: str, route: str) -> str:
-    """An address may be given with the route or without."""
+    """`url` with `route` at its end; users may give it with the route or without."""
     url = url.rstrip("/")
     return url if url.endswith(route) else f"{url}/{route}"
 
 
-def _address(url: str) -> httpx.URL:
+def _parse(url: str) -> httpx.URL:
     with contextlib.suppress(httpx.InvalidURL):
-        address = httpx.URL(url.rstrip("/"))
-        if address.scheme in ("http", "https") and address.host:
-            return address
+        parsed = httpx.URL(url.rstrip("/"))
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return parsed
     raise SetupError(f"{url} is no address; give one such as http://localhost:8000/v1")
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
-    parsed = _address(url)
+    parsed = _parse(url)
     return parsed.scheme, parsed.host, parsed.port
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, by the header's number or date."""
-    given = headers.get("retry-after", "")
+    """Seconds until the time that the header ``Retry-After`` gives as a number or a date; None without one."""
+    value = headers.get("retry-after", "")
     try:
-        return max(0.0, float(given))
+        return max(0.0, float(value))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
 
-async def _detail(response: httpx.Response) -> str:
-    """What the service says about a failure, in one line."""
+async def _error_detail(response: httpx.Response) -> str:
+    """The reason that the body of a failed response gives, in one line of at most 300 characters."""
     body = b""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DETAIL_S):
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > DETAIL_BYTES:
+        async with asyncio.timeout(DETAIL_TIMEOUT_S):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_DETAIL_BYTES:
                     break
     try:
-        said = orjson.loads(body)
+        detail = orjson.loads(body)
     except orjson.JSONDecodeError:
-        said = body.decode(errors="replace")
+        detail = body.decode(errors="replace")
     for field in ("error", "message", "detail", "err_msg"):
-        if isinstance(said, dict) and said.get(field):
-            said = said[field]
-    return " ".join(str(said).split())[:300]
+        if isinstance(detail, dict) and detail.get(field):
+            detail = detail[field]
+    return " ".join(str(detail).split())[:300]

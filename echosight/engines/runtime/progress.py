@@ -1,4 +1,4 @@
-"""What is being loaded, and how much of it is done: said by the thread that loads, shown by /health."""
+"""What is being loaded and how far: reported by the thread that loads, shown by /health."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ T = TypeVar("T")
 
 
 class LoadProgress:
-    """How far something called `name` has come, for people."""
+    """How far the loading of the part `name` is. `str()` gives it as text for people."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._what = ""
-        self._done: float | None = None
+        self._step = ""
+        self._fraction: float | None = None
 
     def __str__(self) -> str:
-        share = "" if self._done is None else f" {self._done:.0%}"
-        return f"{self._name}: {self._what}{share}" if self._what else self._name
+        share = "" if self._fraction is None else f" {self._fraction:.0%}"
+        return f"{self._name}: {self._step}{share}" if self._step else self._name
 
     def run(self, build: Callable[[], T]) -> T:
-        """Build in this thread; what is told in it meanwhile is told of this."""
+        """The result of `build`, run in this thread; calls of `report` in it report to this object."""
         token = _current.set(self)
         try:
             return build()
         finally:
             _current.reset(token)
 
-    def tell(self, what: str, done: float | None) -> None:
-        if what != self._what:
-            log.info("%s: loading %s", self._name, what)
-        self._what, self._done = what, done
+    def report(self, step: str, fraction: float | None) -> None:
+        """`step` is being loaded; `fraction` of it (0-1) is done, None where that is not known."""
+        if step != self._step:
+            log.info("%s: loading %s", self._name, step)
+        self._step, self._fraction = step, fraction
 
 
-# Bars are made deep inside other people's code, so the thread is what leads to the part that is being loaded.
+# tqdm bars are created inside third-party code; a ContextVar links them to the part being loaded.
 _current: ContextVar[LoadProgress | None] = ContextVar("loading", default=None)
 
 
-def tell(what: str, done: float | None = None) -> None:
-    """What is being loaded by this thread; `done` is the share of it (0-1), where it is known."""
-    if (loading := _current.get()) is not None:
-        loading.tell(what, done)
+def report(step: str, fraction: float | None = None) -> None:
+    """Report to the `LoadProgress` that runs in this thread, if there is one: see `LoadProgress.report`."""
+    if (progress := _current.get()) is not None:
+        progress.report(step, fraction)
 
 
-class Part(Protocol):
-    """Anything with a name that has to be started. One that can tell more than its name has `loading`."""
+class Startable(Protocol):
+    """A part with a name and a `start`. One that can report more than its name has an attribute `loading`."""
 
     @property
     def name(self) -> str: ...
@@ -58,60 +59,64 @@ class Part(Protocol):
 
 
 class StartupProgress:
-    """The parts that are being started."""
+    """The parts that are being started. `str()` gives them as text for people; it is empty when all are up."""
 
     def __init__(self) -> None:
-        self._parts: list[Part] = []
+        self._starting: list[Startable] = []
 
     def __str__(self) -> str:
-        return ", ".join(str(getattr(part, "loading", "") or part.name) for part in self._parts)
+        return ", ".join(str(getattr(part, "loading", "") or part.name) for part in self._starting)
 
-    async def start(self, part: Part) -> None:
-        self._parts.append(part)
+    async def start(self, part: Startable) -> None:
+        """Start `part`, and list it meanwhile. Raises what its `start` raises."""
+        self._starting.append(part)
         try:
             await part.start()
         finally:
-            self._parts.remove(part)
+            self._starting.remove(part)
 
 
-def follow_transformers() -> None:
-    """Have what transformers shows on the terminal while it reads weights told as well."""
+def hook_transformers_progress() -> None:
+    """Have transformers' progress bars for loading weights report here too."""
     from transformers.utils import logging as bars
 
     # The first releases of transformers 5 have no such hook: there, the share of the weights is not known.
     if hasattr(bars, "set_tqdm_hook"):
-        bars.set_tqdm_hook(_bar_of_weights)
+        bars.set_tqdm_hook(_weights_bar)
 
 
-def _bar_of_weights(make: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-    # Where bars are switched off, `make` is no class of bars.
-    known = isinstance(make, type) and hasattr(make, "update") and _current.get() is not None
-    return (progress_bar(make, "weights") if known else make)(*args, **given)
+def _weights_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Where bars are switched off, `factory` is not a class of bars.
+    can_report = isinstance(factory, type) and hasattr(factory, "update") and _current.get() is not None
+    return (progress_bar(factory, "weights") if can_report else factory)(*args, **kwargs)
 
 
-def progress_bar(bar: Any, what: str, unit: str = "it") -> Any:
-    """A class of tqdm's bars that also tell how far they are, those that count in `unit`."""
-    loading = _current.get()
+def progress_bar(bar: Any, step: str, unit: str = "it") -> Any:
+    """A subclass of the tqdm class `bar` whose instances report to the part being loaded in this thread.
 
-    def __init__(self: Any, *args: Any, **given: Any) -> None:
-        self.tells = loading is not None and given.get("unit", "it") == unit
-        bar.__init__(self, *args, **given)
+    Only bars that count in `unit` do; they report as `step`.
+    """
+    progress = _current.get()
 
-    def say(self: Any) -> None:
-        if loading is not None and self.tells and self.total:
-            loading.tell(what, min(self.n / self.total, 1.0))
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.reports = progress is not None and kwargs.get("unit", "it") == unit
+        bar.__init__(self, *args, **kwargs)
+
+    def report_share(self: Any) -> None:
+        if progress is not None and self.reports and self.total:
+            progress.report(step, min(self.n / self.total, 1.0))
 
     def update(self: Any, n: float | None = 1) -> Any:
         shown = bar.update(self, n)
         if self.disable:
-            # Nobody looks at a terminal, so it does not count.
+            # Without a terminal, tqdm does not count.
             self.n += n or 0
-        say(self)
+        report_share(self)
         return shown
 
-    def refresh(self: Any, *args: Any, **given: Any) -> Any:
-        # The total has grown: one more file is known.
-        say(self)
-        return bar.refresh(self, *args, **given)
+    def refresh(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # The total has grown: the library found one more file.
+        report_share(self)
+        return bar.refresh(self, *args, **kwargs)
 
-    return type("TellingBar", (bar,), {"__init__": __init__, "update": update, "refresh": refresh})
+    return type("ReportingBar", (bar,), {"__init__": __init__, "update": update, "refresh": refresh})

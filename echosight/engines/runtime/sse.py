@@ -1,4 +1,4 @@
-"""Server-sent events that are still being sent, as JSON objects."""
+"""Server-sent events as JSON objects, read while they arrive."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import orjson
 from echosight.engines.runtime.retries import TransientError
 from echosight.errors import EngineFailure
 
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 
 
-async def events(response: httpx.Response, name: str, silence_s: float) -> AsyncGenerator[dict[str, Any]]:
-    """The objects, each in its turn. ``[DONE]`` becomes a last choice, for servers that gave no reason.
+async def events(response: httpx.Response, name: str, read_timeout_s: float) -> AsyncGenerator[dict[str, Any]]:
+    """The events' data as objects, in order. ``[DONE]`` becomes a last choice, for servers that give no reason.
 
-    Comments keep a connection open for as long as a server likes, so it is events that must come within `silence_s`.
-    Raises `TransientError` where they do not, and EngineFailure for what is no such stream.
+    Comments can keep a connection open for ever, so the timeout is for events. `name` is the server, for messages.
+    Raises `TransientError` where none comes within `read_timeout_s`, and `EngineFailure` where the response is no
+    such stream.
     """
-    kind = response.headers.get("content-type", "").partition(";")[0]
-    if kind != "text/event-stream":
-        raise EngineFailure(f"{name} answered with {kind or 'something unknown'} instead of a stream of events")
+    media_type = response.headers.get("content-type", "").partition(";")[0]
+    if media_type != "text/event-stream":
+        raise EngineFailure(f"{name} sent {media_type or 'an unknown type'} instead of a stream of events")
     async with aclosing(_lines(response, name)) as lines:
         while True:
             try:
-                async with asyncio.timeout(silence_s):
+                async with asyncio.timeout(read_timeout_s):
                     data = await _next_data(lines)
             except TimeoutError:
-                raise TransientError(f"{name} said nothing for {silence_s:g} s") from None
+                raise TransientError(f"{name} sent nothing for {read_timeout_s:g} s") from None
             if data is None:
                 return
             if data == b"[DONE]":
@@ -49,15 +50,15 @@ async def _next_data(lines: AsyncGenerator[bytes]) -> bytes | None:
 
 
 async def _lines(response: httpx.Response, name: str) -> AsyncGenerator[bytes]:
-    """Lines as the protocol has them; those of text also end where JSON has a separator of its own (U+2028)."""
+    """Lines as the protocol defines them. httpx's `aiter_lines` also ends lines at U+2028, which JSON may contain."""
     rest = b""
     async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as body:
         async for data in body:
             *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
                 yield line
-            if len(rest) > LONGEST_LINE:
-                raise EngineFailure(f"{name} sent a line without end")
+            if len(rest) > MAX_LINE_BYTES:
+                raise EngineFailure(f"{name} sent a line of more than {MAX_LINE_BYTES >> 20} MiB")
     yield rest
 
 
@@ -67,5 +68,5 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         event = None
     if not isinstance(event, dict):
-        raise EngineFailure(f"{name} sent something that is no chat completion")
+        raise EngineFailure(f"{name} sent an event that is no chat completion")
     return event

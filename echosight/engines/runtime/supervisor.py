@@ -1,4 +1,4 @@
-"""A model server of one's own: a process that is started, asked for its health, started again, and stopped."""
+"""A model server that we run ourselves: started, checked by HTTP, restarted when it dies, and stopped."""
 
 from __future__ import annotations
 
@@ -11,66 +11,76 @@ from collections.abc import Callable, Sequence
 
 import httpx
 
-from echosight.engines.runtime.stderr import lines
+from echosight.engines.runtime.ipc import log_lines
 from echosight.errors import SetupError
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 5
-"""In a row: a process that was well in between has them all again."""
+"""In a row: a process that passes a health check in between has them all again."""
 
-CHECK_S = 30.0
-ANSWER_S = 10.0
-"""How long a process may take to say that it is well: it may be busy with a long prompt."""
+CHECK_INTERVAL_S = 30.0
+CHECK_TIMEOUT_S = 10.0
+"""How long the answer to a health check may take: the process may be busy with a long prompt."""
 
-MISSES = 2
-"""Checks in a row that a process may miss."""
+MAX_MISSED_CHECKS = 2
+"""Failed health checks in a row after which the process is restarted."""
 
-LOADING_S = 900.0
-POLL_S = 0.1
-PAUSE_S = 0.1
-"""Before the first restart, about; it doubles with each."""
+LOAD_TIMEOUT_S = 900.0
+POLL_INTERVAL_S = 0.1
+RESTART_PAUSE_S = 0.1
+"""It doubles with each restart."""
 
-PATIENCE_S = 3.0
-"""How long a process that is told to leave may take."""
+TERMINATE_GRACE_S = 3.0
+"""How long the process may take to exit after SIGTERM before it is killed."""
 
 
 class Supervisor:
-    """`command(port)` is run until `close`; `up` is set while it is well, `down` once it is given up or closed."""
+    """Runs `command(port)` until `close`.
+
+    `healthy` is set while the process passes its health checks; `given_up` is True before `start`, after `close`, and
+    once the process has died too often.
+    """
 
     def __init__(
-        self, name: str, command: Callable[[int], Sequence[str]], *, check_s: float = CHECK_S, pause_s: float = PAUSE_S
+        self,
+        name: str,
+        command: Callable[[int], Sequence[str]],
+        *,
+        check_s: float = CHECK_INTERVAL_S,
+        pause_s: float = RESTART_PAUSE_S,
     ) -> None:
         self.name = name
         self.port = _free_port()
-        self.up = asyncio.Event()
-        self.down = False
+        self.healthy = asyncio.Event()
+        self.given_up = True
         self.restarts = 0
         self._command = command
         self._check_s = check_s
         self._pause_s = pause_s
         self._child: asyncio.subprocess.Process | None = None
         self._owner: asyncio.Task[None] | None = None
-        self._last_words = ""
+        self._last_stderr = ""
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child else None
 
     async def start(self) -> None:
-        """Returns when it is well. Raises `SetupError` where it never is."""
+        """Returns when the process is healthy. Raises `SetupError` where it exits or hangs before."""
+        self.given_up, self.restarts = False, 0
         self._owner = asyncio.create_task(self._supervise(), name=f"supervisor of {self.name}")
-        up = asyncio.create_task(self.up.wait())
+        healthy = asyncio.create_task(self.healthy.wait())
         try:
-            await asyncio.wait({up, self._owner}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({healthy, self._owner}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            up.cancel()
+            healthy.cancel()
         if self._owner.done():
             self._owner.result()
 
     async def close(self) -> None:
-        """Stop the process for good."""
-        self.down = True
+        """Stop the process."""
+        self.given_up = True
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.cancel()
@@ -79,26 +89,26 @@ class Supervisor:
     async def _supervise(self) -> None:
         started = False
         while True:
-            well = await self._live()
-            if not (started or well):
-                raise SetupError(f"{self.name} does not start: {self._last_words or 'it said nothing'}")
+            was_healthy = await self._run_once()
+            if not (started or was_healthy):
+                raise SetupError(f"{self.name} does not start: {self._last_stderr or 'it printed no error'}")
             started = True
             if self.restarts == RESTARTS:
                 break
             self.restarts += 1
-            log.warning("%s died (%s); restart %d", self.name, self._last_words or "no last words", self.restarts)
+            log.warning("%s died (%s); restart %d", self.name, self._last_stderr or "no error output", self.restarts)
             await asyncio.sleep(self._pause_s * 2**self.restarts)
-        self.down = True
-        log.error("%s died again after %d restarts and is left down", self.name, RESTARTS)
+        self.given_up = True
+        log.error("%s died again after %d restarts and is not restarted any more", self.name, RESTARTS)
 
-    async def _live(self) -> bool:
-        """One life of the process; returns whether it was ever well."""
+    async def _run_once(self) -> bool:
+        """Run the process until it exits or hangs; returns whether it was ever healthy."""
         pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-        command = [*_leash(), *self._command(self.port)]
+        command = [*_die_with_parent(), *self._command(self.port)]
         try:
             child = await asyncio.create_subprocess_exec(*command, stdin=null, stdout=null, stderr=pipe)
         except OSError as error:
-            self._last_words = str(error)
+            self._last_stderr = str(error)
             return False
         self._child = child
         assert child.stderr
@@ -106,59 +116,59 @@ class Supervisor:
         ended = asyncio.create_task(child.wait())
         try:
             await asyncio.wait({ended, tasks[1]}, return_when=asyncio.FIRST_COMPLETED)
-            return self.up.is_set()
+            return self.healthy.is_set()
         finally:
-            self.up.clear()
-            await _end(child)
+            self.healthy.clear()
+            await _terminate(child)
             tasks[1].cancel()
             await asyncio.gather(ended, *tasks, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Returns when the process is no longer well, or never becomes so."""
+        """Returns when the process is no longer healthy, or does not become so in time."""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", trust_env=False) as client:
             try:
-                async with asyncio.timeout(LOADING_S):
-                    while not await self._is_well(client):  # noqa: ASYNC110 - no event crosses processes
-                        await asyncio.sleep(POLL_S)
+                async with asyncio.timeout(LOAD_TIMEOUT_S):
+                    while not await self._is_healthy(client):  # noqa: ASYNC110 - no event crosses processes
+                        await asyncio.sleep(POLL_INTERVAL_S)
             except TimeoutError:
-                self._last_words = f"it was not ready within {LOADING_S:g} s"
+                self._last_stderr = f"it was not ready within {LOAD_TIMEOUT_S:g} s"
                 return
-            self.up.set()
+            self.healthy.set()
             missed = 0
-            while missed < MISSES:
+            while missed < MAX_MISSED_CHECKS:
                 await asyncio.sleep(self._check_s)
-                if await self._is_well(client):
+                if await self._is_healthy(client):
                     self.restarts = missed = 0
                 else:
                     missed += 1
-            self._last_words = "it does not answer"
+            self._last_stderr = "it does not answer health checks"
 
-    async def _is_well(self, client: httpx.AsyncClient) -> bool:
-        """llama.cpp's own server has /health; llama-cpp-python's has not, and does not listen before it is ready."""
+    async def _is_healthy(self, client: httpx.AsyncClient) -> bool:
+        """llama.cpp's server has /health; llama-cpp-python's has not, and listens only when it is ready."""
         with contextlib.suppress(httpx.HTTPError):
-            return (await client.get("/health", timeout=ANSWER_S)).status_code in (200, 404)
+            return (await client.get("/health", timeout=CHECK_TIMEOUT_S)).status_code in (200, 404)
         return False
 
     async def _log(self, stderr: asyncio.StreamReader) -> None:
-        async for words in lines(stderr):
-            self._last_words = words[:300]
-            log.debug("%s: %s", self.name, words)
+        async for line in log_lines(stderr):
+            self._last_stderr = line[:300]
+            log.debug("%s: %s", self.name, line)
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
-    """Ask it to leave, and see that it does."""
+async def _terminate(child: asyncio.subprocess.Process) -> None:
+    """SIGTERM, and SIGKILL where the process does not exit in time."""
     with contextlib.suppress(ProcessLookupError):
         child.terminate()
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TERMINATE_GRACE_S):
             await child.wait()
     except TimeoutError:
         child.kill()
         await child.wait()
 
 
-def _leash() -> list[str]:
-    """On Linux the process ends with this one, however this one ends."""
+def _die_with_parent() -> list[str]:
+    """A command prefix: on Linux the kernel kills the process when ours ends, for whatever reason."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 

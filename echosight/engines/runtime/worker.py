@@ -11,30 +11,46 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Runs what it is given one after the other, in a thread of its own."""
+    """Runs calls one after another in a thread of its own. The thread starts with the first call after a `close`."""
 
     def __init__(self, name: str = "model") -> None:
-        self._thread = ThreadPoolExecutor(1, name)
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None
 
-    async def call(self, work: Callable[[], T]) -> T:
-        """Run `work` in the thread. A caller that is cancelled meanwhile leaves it running; its result is dropped."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def call(self, function: Callable[[], T]) -> T:
+        """The result of `function`, run in the thread.
+
+        A caller that is cancelled leaves it running and drops its result. Raises RuntimeError where `close` dropped
+        the call before it ran.
+        """
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, self._name)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if future.cancelled() and task is not None and not task.cancelling():
+                raise RuntimeError(f"The worker {self._name} was closed") from None
+            raise
 
     async def stream(self, start: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T]:
-        """Run a generator in the thread, a step whenever one is asked for.
+        """Run a generator in the thread, one step for each chunk that the reader takes.
 
-        A slow reader holds back its own answer and nobody else's. Closing closes the generator after the step
+        A slow reader holds back its own stream and no other. Closing closes the generator after the step
         in progress, and returns when that is done.
         """
         steps = await self.call(start)
-        nothing = object()
+        end = object()
         try:
-            while (item := await self.call(lambda: next(steps, nothing))) is not nothing:
-                yield item  # type: ignore[misc]
+            while (chunk := await self.call(lambda: next(steps, end))) is not end:
+                yield chunk  # type: ignore[misc]
         finally:
-            # In the thread, so behind a step that a cancelled reader left running.
+            # In the thread, so after a step that a cancelled reader left running.
             await asyncio.shield(self.call(steps.close))
 
     async def close(self) -> None:
-        """Wait for what runs, drop what waits, end the thread."""
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._thread.shutdown(cancel_futures=True))
+        """Wait for the call in progress, drop those that wait, end the thread."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.get_running_loop().run_in_executor(None, lambda: executor.shutdown(cancel_futures=True))

@@ -1,4 +1,4 @@
-"""The embedded transcriber: pocketsphinx in a process of its own. English; a proof of life, not a dictation machine."""
+"""The built-in STT: pocketsphinx in a process of its own. English; it proves that the system works, no more."""
 
 from __future__ import annotations
 
@@ -7,83 +7,99 @@ import json
 
 from echosight.engines.runtime.ipc import FrameType, IpcFrame
 from echosight.engines.runtime.subprocess_pool import Channel, Pool
+from echosight.engines.stt import STREAM_CLOSED
 from echosight.errors import EngineFailure
 from echosight.media import Transcript, Word
 from echosight.settings import Settings
 
 WINDOW_BYTES = 320_000
-"""Ten seconds: an utterance that comes faster than it is decoded waits beyond that."""
+"""Ten seconds: where audio comes faster than it is decoded, `push` waits beyond that."""
 
-PIECE_BYTES = 32_768
-
-
-class _Utterance:
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.questions = itertools.count()
-        self.partial = ""
-
-    def read(self, frame: IpcFrame) -> None:
-        if frame.kind is FrameType.PARTIAL:
-            self.partial = frame.payload.decode()
+CHUNK_BYTES = 32_768
 
 
 class SphinxSTT:
-    """A `STT`. A process follows some six speakers at a time, on at most `decoders` decoders of 100 MB each."""
+    """An `STT`. A process decodes about six utterances in real time, on at most `decoders` decoders of 100 MB each."""
 
     name = "pocketsphinx"
 
     def __init__(self, processes: int = 1, decoders: int = 6) -> None:
         self.pool = Pool("echosight.engines.stt.sphinx_process", "pocketsphinx", processes, (str(decoders),))
-        self._utterances: dict[str, _Utterance] = {}
 
     async def start(self) -> None:
         await self.pool.start()
 
     async def close(self) -> None:
-        self._utterances.clear()
         await self.pool.close()
 
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        """Send it on; what comes back is what is known by now. Raises EngineFailure."""
-        said = self._utterances.get(utterance) or await self._begin(utterance, speaker or "")
-        known = said.partial
-        for at in range(0, len(pcm), PIECE_BYTES):
-            await said.channel.push(pcm[at : at + PIECE_BYTES])
-        while frame := said.channel.news():
-            said.read(frame)
-        return said.partial if said.partial != known else None
+    def open(self, language: str | None = None, speaker: str | None = None) -> SphinxStream:
+        return SphinxStream(self.pool, speaker or "")
 
-    async def finish(self, utterance: str) -> Transcript:
-        """Costs what is left to decode, some ms; hearing more afterwards costs nothing extra. Raises EngineFailure."""
-        said = self._utterances.get(utterance)
-        if said is None:
-            raise EngineFailure("The transcriber heard nothing of this turn")
-        question = str(next(said.questions))
-        said.channel.send(FrameType.FINISH, question.encode())
+
+class SphinxStream:
+    """An `STTStream`: one channel to a process, opened by the first `push`. `speaker` selects the acoustic mean."""
+
+    def __init__(self, pool: Pool, speaker: str) -> None:
+        self._pool = pool
+        self._speaker = speaker
+        self._channel: Channel | None = None
+        self._closed = False
+        self._request_ids = itertools.count()
+        self._partial = ""
+        self._reported = ""
+
+    async def push(self, pcm: bytes) -> str | None:
+        """Send the audio and return what the process has recognised by now, without waiting for this audio."""
+        if pcm or self._closed:
+            channel = await self._open_channel()
+            for start in range(0, len(pcm), CHUNK_BYTES):
+                await channel.push(pcm[start : start + CHUNK_BYTES])
+        while self._channel is not None and (frame := self._channel.poll()):
+            self._read(frame)
+        if self._partial == self._reported:
+            return None
+        self._reported = self._partial
+        return self._partial
+
+    async def finalize(self) -> Transcript:
+        """Decodes what is left, which takes some milliseconds. A `push` afterwards costs nothing extra."""
+        if self._channel is None and not self._closed:
+            return Transcript("")
+        channel = await self._open_channel()
+        request_id = str(next(self._request_ids))
+        channel.send(FrameType.FINISH, request_id.encode())
         while True:
-            frame = await said.channel.receive()
-            said.read(frame)
+            frame = await channel.receive()
+            self._read(frame)
             if frame.kind is FrameType.FINAL:
-                answer = json.loads(frame.payload)
-                # An earlier, abandoned `finish` may still be answered.
-                if answer["asked"] == question:
-                    said.partial = answer["text"]
-                    return Transcript(answer["text"], tuple(Word(*w) for w in answer["words"]), "en")
+                final = json.loads(frame.payload)
+                # The response to an earlier, cancelled `finalize` may come first.
+                if final["request_id"] == request_id:
+                    self._partial = self._reported = final["text"]
+                    return Transcript(final["text"], tuple(Word(*word) for word in final["words"]), "en")
 
-    async def forget(self, utterance: str) -> None:
-        if said := self._utterances.pop(utterance, None):
-            said.channel.close()
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
 
-    async def _begin(self, utterance: str, speaker: str) -> _Utterance:
-        channel = await self.pool.open(WINDOW_BYTES, key=speaker)
-        channel.send(FrameType.BEGIN, json.dumps({"speaker": speaker}).encode())
-        self._utterances[utterance] = said = _Utterance(channel)
-        return said
+    async def _open_channel(self) -> Channel:
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
+        if self._channel is None:
+            channel = await self._pool.open(WINDOW_BYTES, key=self._speaker)
+            if self._closed:
+                channel.close()
+                raise EngineFailure(STREAM_CLOSED)
+            channel.send(FrameType.BEGIN, json.dumps({"speaker": self._speaker}).encode())
+            self._channel = channel
+        return self._channel
+
+    def _read(self, frame: IpcFrame) -> None:
+        if frame.kind is FrameType.PARTIAL:
+            self._partial = frame.payload.decode()
 
 
-def transcriber(argument: str | None, settings: Settings) -> SphinxSTT:
-    """It has one model, so there is no argument."""
+def make_stt(argument: str | None, settings: Settings) -> SphinxSTT:
+    """There is one model, so `argument` is not used."""
     return SphinxSTT(settings.speech_workers)

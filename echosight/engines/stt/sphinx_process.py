@@ -1,4 +1,4 @@
-"""The recogniser's own process: pocketsphinx holds Python's lock while it decodes, so it may not live in the server."""
+"""The recogniser's process: pocketsphinx holds Python's global lock while it decodes, so it is not in the server's."""
 
 from __future__ import annotations
 
@@ -9,103 +9,111 @@ from collections import OrderedDict
 from typing import Any
 
 from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
-from echosight.media import INPUT_SAMPLE_RATE
+from echosight.media import INPUT_SAMPLE_RATE, pcm_ms
 
 STEP_BYTES = 1024
-"""32 ms: what is decoded between two looks at the pipe."""
+"""32 ms: decoded between two reads of the pipe."""
 
-ACK_BYTES = 16 * STEP_BYTES
-LONGEST_S = 60
+CREDIT_BYTES = 16 * STEP_BYTES
+MAX_UTTERANCE_S = 60
 """A decoder's memory grows with its utterance, so a longer one is recognised in parts."""
 
 IDLE_S = 2.0
-"""An utterance that heard nothing for so long lends its decoder to one that waits."""
+"""An utterance without new audio for so long gives its decoder to one that waits."""
 
 CMN = "52.57,5.77,-0.68,8.20,-5.97,1.57,-9.39,-4.24,-0.86,-3.83,2.23,-1.79,0.94"
-"""Mean cepstrum to begin an unknown speaker with: the median over 25 recordings. It takes the word error
-rate of first utterances from .47 (the model's own start value) to .39."""
+"""Cepstral mean for an unknown speaker: the median over 25 recordings. It takes the word error rate of first
+utterances from .47 (with the model's own start value) to .39."""
 
-SPEAKERS = 256
+MAX_SPEAKERS = 256
 
 
 class Utterance:
-    """One utterance: what waits to be decoded, and what was understood."""
+    """One utterance: the audio that waits to be decoded, and what has been recognised."""
 
     def __init__(self, channel: int, speaker: str) -> None:
         self.channel = channel
         self.speaker = speaker
         self.decoder: Any = None
         self.pending = bytearray()
-        self.decoded = 0
-        self.finish: bytes | None = None
-        self.unacknowledged = 0
+        self.decoded_bytes = 0
+        self.finish_request: bytes | None = None
+        self.uncredited_bytes = 0
         self.partial = ""
         self.active_at = time.monotonic()
-        self._before: list[tuple[int, str]] = []
-        self._begun_ms = 0
+        self._previous_words: list[tuple[int, str]] = []
+        """(milliseconds, word) from the decoders that it had before."""
+        self._decoder_start_bytes = 0
 
     @property
     def runnable(self) -> bool:
-        return len(self.pending) >= STEP_BYTES or self.finish is not None
+        return len(self.pending) >= STEP_BYTES or self.finish_request is not None
+
+    @property
+    def decoder_s(self) -> float:
+        """Seconds of audio that its present decoder has decoded."""
+        return (self.decoded_bytes - self._decoder_start_bytes) / (2 * INPUT_SAMPLE_RATE)
 
     def begin(self, decoder: Any, cmn: str) -> None:
-        # Nothing of the utterance that it decoded before may colour this one.
+        """Go on with `decoder`, whose state from the utterance before is reset."""
         decoder.reinit_feat()
         decoder.set_cmn(cmn)
         decoder.start_utt()
         self.decoder = decoder
-        self._begun_ms = self.decoded * 500 // INPUT_SAMPLE_RATE
+        self._decoder_start_bytes = self.decoded_bytes
 
     def step(self) -> None:
-        """Decode 32 ms, or the rest where the utterance is to be finished."""
-        piece = bytes(self.pending[:STEP_BYTES])
-        if len(piece) < STEP_BYTES and self.finish is None:
+        """Decode 32 ms, or the rest where a transcript is requested."""
+        pcm = bytes(self.pending[:STEP_BYTES])
+        if len(pcm) < STEP_BYTES and self.finish_request is None:
             return
         del self.pending[:STEP_BYTES]
-        if piece:
-            self.decoder.process_raw(piece, False, False)
-            self.decoded += len(piece)
-            self.unacknowledged += len(piece)
+        if pcm:
+            self.decoder.process_raw(pcm, False, False)
+            self.decoded_bytes += len(pcm)
+            self.uncredited_bytes += len(pcm)
 
     def words(self) -> list[tuple[int, str]]:
-        """(milliseconds, word) of everything so far. The utterance need not be ended for it, so it can go on."""
+        """(milliseconds, word) of everything so far. It does not end the decoder's utterance, so that can go on."""
         if self.decoder is None or self.decoder.hyp() is None:
-            return self._before
-        heard = ((s.start_frame * 10 + self._begun_ms, s.word) for s in self.decoder.seg())
-        return self._before + [(ms, word.partition("(")[0]) for ms, word in heard if word[0] not in "<[+"]
+            return self._previous_words
+        start_ms = pcm_ms(self._decoder_start_bytes)
+        found = ((s.start_frame * 10 + start_ms, s.word) for s in self.decoder.seg())
+        return self._previous_words + [(ms, word.partition("(")[0]) for ms, word in found if word[0] not in "<[+"]
 
     def text(self) -> str:
         hypothesis = self.decoder.hyp() if self.decoder else None
-        words = [word for _, word in self._before]
+        words = [word for _, word in self._previous_words]
         return " ".join([*words, hypothesis.hypstr] if hypothesis and hypothesis.hypstr else words)
 
-    def suspend(self) -> Any:
-        """Keep what was understood and give the decoder back."""
-        self._before = self.words()
+    def release_decoder(self) -> Any:
+        """Keep the words recognised so far and return the decoder."""
+        self._previous_words = self.words()
         decoder, self.decoder = self.decoder, None
         decoder.end_utt()
         return decoder
 
 
 class Recogniser:
-    """Many utterances on a few decoders, 32 ms of the one with the shortest backlog at a time."""
+    """Many utterances on a few decoders: each step decodes 32 ms of the utterance with the least pending audio."""
 
-    def __init__(self, pipe: WorkerPipe, most_decoders: int) -> None:
+    def __init__(self, pipe: WorkerPipe, max_decoders: int) -> None:
         self._pipe = pipe
         self._utterances: dict[int, Utterance] = {}
-        self._free = [_decoder()]
-        self._more = most_decoders - 1
+        self._free_decoders = [_create_decoder()]
+        self._more_decoders = max_decoders - 1
         self._cmn: OrderedDict[str, str] = OrderedDict()
+        """Speaker -> cepstral mean after their last utterance; the least recently used come first."""
 
     def run(self) -> None:
         self._pipe.send(FrameType.READY, 0)
         while True:
             runnable = [u for u in self._utterances.values() if u.runnable]
-            able = [u for u in runnable if u.decoder or self._equip(u)]
-            for frame in self._pipe.take(0 if able else IDLE_S if runnable else None):
+            ready = [u for u in runnable if u.decoder or self._assign_decoder(u)]
+            for frame in self._pipe.receive(0 if ready else IDLE_S if runnable else None):
                 self._receive(frame)
-            if able:
-                self._advance(min(able, key=lambda u: len(u.pending)))
+            if ready:
+                self._advance(min(ready, key=lambda u: len(u.pending)))
 
     def _receive(self, frame: IpcFrame) -> None:
         if frame.kind is FrameType.BEGIN:
@@ -116,73 +124,73 @@ class Recogniser:
                 case FrameType.AUDIO:
                     utterance.pending += frame.payload
                 case FrameType.FINISH:
-                    utterance.finish = frame.payload
+                    utterance.finish_request = frame.payload
                 case FrameType.END:
                     del self._utterances[frame.channel]
-                    self._release(utterance)
+                    self._reclaim_decoder(utterance)
 
     def _advance(self, utterance: Utterance) -> None:
         if utterance.channel not in self._utterances or utterance.decoder is None:
             return
         utterance.step()
-        if utterance.finish is not None and not utterance.pending:
-            self._conclude(utterance)
+        if utterance.finish_request is not None and not utterance.pending:
+            self._send_final(utterance)
         elif (text := utterance.text()) != utterance.partial:
             utterance.partial = text
             self._pipe.send(FrameType.PARTIAL, utterance.channel, text.encode())
-        if utterance.unacknowledged >= ACK_BYTES:
-            self._pipe.send(FrameType.CREDIT, utterance.channel, utterance.unacknowledged.to_bytes(4, "little"))
-            utterance.unacknowledged = 0
-        if utterance.decoded // (2 * INPUT_SAMPLE_RATE) >= LONGEST_S:
-            self._release(utterance)
+        if utterance.uncredited_bytes >= CREDIT_BYTES:
+            self._pipe.send(FrameType.CREDIT, utterance.channel, utterance.uncredited_bytes.to_bytes(4, "little"))
+            utterance.uncredited_bytes = 0
+        if utterance.decoder_s >= MAX_UTTERANCE_S:
+            self._reclaim_decoder(utterance)
 
-    def _conclude(self, utterance: Utterance) -> None:
-        words = utterance.words()
-        text, ends = "", []
-        for ms, word in words:
+    def _send_final(self, utterance: Utterance) -> None:
+        text, words = "", []
+        for start_ms, word in utterance.words():
             text += f" {word}" if text else word
-            ends.append((ms, len(text)))
-        asked = (utterance.finish or b"").decode()
-        utterance.finish = None
+            words.append((start_ms, len(text)))
+        request_id = (utterance.finish_request or b"").decode()
+        utterance.finish_request = None
         utterance.partial = text
-        answer = json.dumps({"asked": asked, "text": text, "words": ends})
-        self._pipe.send(FrameType.FINAL, utterance.channel, answer.encode())
+        payload = json.dumps({"request_id": request_id, "text": text, "words": words})
+        self._pipe.send(FrameType.FINAL, utterance.channel, payload.encode())
 
-    def _equip(self, utterance: Utterance) -> bool:
-        """Find it a decoder: a free one, a new one, or that of an utterance which has fallen silent."""
-        if not self._free and self._more > 0:
-            self._more -= 1
-            self._free.append(_decoder())
-            self._pipe.send(FrameType.ALIVE, 0)  # it took long, and several may be made in a row
-        if not self._free:
-            long_ago = time.monotonic() - IDLE_S
-            idle = [u for u in self._utterances.values() if u.decoder and not u.runnable and u.active_at < long_ago]
+    def _assign_decoder(self, utterance: Utterance) -> bool:
+        """Give it a decoder: a free one, a new one, or that of an idle utterance. False where there is none."""
+        if not self._free_decoders and self._more_decoders > 0:
+            self._more_decoders -= 1
+            self._free_decoders.append(_create_decoder())
+            # Creating one takes long, and several may be created in a row: the server must not think that we hang.
+            self._pipe.send(FrameType.ALIVE, 0)
+        if not self._free_decoders:
+            idle_since = time.monotonic() - IDLE_S
+            idle = [u for u in self._utterances.values() if u.decoder and not u.runnable and u.active_at < idle_since]
             if not idle:
                 return False
-            self._release(min(idle, key=lambda u: u.active_at))
-        utterance.begin(self._free.pop(), self._cmn.get(utterance.speaker, CMN))
+            self._reclaim_decoder(min(idle, key=lambda u: u.active_at))
+        utterance.begin(self._free_decoders.pop(), self._cmn.get(utterance.speaker, CMN))
         return True
 
-    def _release(self, utterance: Utterance) -> None:
-        """Take its decoder, and with it what was learnt about the speaker's sound."""
+    def _reclaim_decoder(self, utterance: Utterance) -> None:
+        """Take its decoder back, and keep the speaker's cepstral mean for their next utterance."""
         if utterance.decoder is None:
             return
-        decoder = utterance.suspend()
-        self._free.append(decoder)
+        decoder = utterance.release_decoder()
+        self._free_decoders.append(decoder)
         if utterance.speaker:
             self._cmn[utterance.speaker] = decoder.get_cmn(True)
             self._cmn.move_to_end(utterance.speaker)
-            if len(self._cmn) > SPEAKERS:
+            if len(self._cmn) > MAX_SPEAKERS:
                 self._cmn.popitem(last=False)
 
 
-def _decoder() -> Any:
+def _create_decoder() -> Any:
     from pocketsphinx import Decoder
 
-    # The two later passes would cost 100 ms at the end of a turn (800 at worst) and gain one point of word error rate.
-    # Following 4000 states a frame instead of 30,000 costs nothing measurable and saves 40 % of the time.
+    # The two later passes would take 100 ms at the end of a turn (800 at worst) and gain one point of word error rate.
+    # Following 4000 states per frame instead of 30,000 loses nothing measurable and saves 40 % of the time.
     decoder = Decoder(samprate=INPUT_SAMPLE_RATE, loglevel="FATAL", fwdflat=False, bestpath=False, maxhmmpf=4000)
-    # A decoder's first utterance scores a little differently from all later ones.
+    # A decoder's first utterance scores a little differently from all later ones, so it is spent on silence.
     decoder.start_utt()
     decoder.process_raw(bytes(INPUT_SAMPLE_RATE // 5), False, False)
     decoder.end_utt()
@@ -190,4 +198,4 @@ def _decoder() -> Any:
 
 
 if __name__ == "__main__":
-    Recogniser(WorkerPipe(), most_decoders=int(sys.argv[1])).run()
+    Recogniser(WorkerPipe(), max_decoders=int(sys.argv[1])).run()

@@ -1,134 +1,158 @@
-"""Vosk as a transcriber: it decodes as it hears, and the model's folder comes from the user."""
+"""Vosk as an STT: it decodes while audio comes in. The user provides the model's folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.worker import Worker
+from echosight.engines.stt import STREAM_CLOSED
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
 from echosight.settings import Settings
 
 STEP_BYTES = 8_000
-"""A quarter of a second: what is decoded before others get their turn."""
+"""A quarter of a second: decoded in one call to the worker, so that other streams get their turn."""
 
-
-@dataclass(slots=True)
-class _Utterance:
-    """A recogniser and the words of what it has closed: (milliseconds, word)."""
-
-    recognizer: Any
-    closed: list[tuple[int, str]] = field(default_factory=list)
-    told: str = ""
-
-    def hear(self, pcm: bytes) -> str:
-        """What is understood by now."""
-        if self.recognizer.AcceptWaveform(pcm):
-            self._close(self.recognizer.Result())
-        return self._text(json.loads(self.recognizer.PartialResult()).get("partial", ""))
-
-    def finish(self) -> Transcript:
-        """All of it. More may follow: the recogniser goes on with a stretch of its own."""
-        self._close(self.recognizer.FinalResult())
-        text, words = "", []
-        for ms, word in self.closed:
-            text += f" {word}" if text else word
-            words.append(Word(ms, len(text)))
-        return Transcript(text, tuple(words))
-
-    def _close(self, result: str) -> None:
-        heard = json.loads(result).get("result", ())
-        self.closed += [(round(1000 * word["start"]), word["word"]) for word in heard]
-
-    def _text(self, partial: str) -> str:
-        return " ".join([*(word for _, word in self.closed), *partial.split()])
+T = TypeVar("T")
 
 
 class VoskSTT:
-    """A `STT`. `build` loads the model and gives what makes a recogniser of it."""
+    """An `STT`. `build` loads the model and returns a factory of recognisers (`KaldiRecognizer`)."""
 
     def __init__(self, name: str, build: Callable[[], Callable[[], Any]]) -> None:
         self.name = name
         self._build = build
         self._worker = Worker("vosk")
-        self._recognizer: Callable[[], Any]
-        self._utterances: dict[str, _Utterance] = {}
+        self._create_recognizer: Callable[[], Any] | None = None
+        self._streams: WeakSet[VoskStream] = WeakSet()
 
     async def start(self) -> None:
-        self._recognizer = await self._worker.call(self._build)
+        self._create_recognizer = await self._worker.call(self._build)
 
     async def close(self) -> None:
-        self._utterances.clear()
+        for stream in [*self._streams]:
+            await stream.close()
+        self._create_recognizer = None
         await self._worker.close()
 
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        """Decode it; the language is the model's. Raises `EngineFailure`."""
-        heard = self._utterances.get(utterance)
-        if heard is None:
-            self._utterances[utterance] = heard = _Utterance(await self._call(self._recognizer))
-        text = heard.told
-        for at in range(0, len(pcm), STEP_BYTES):
-            text = await self._hear(heard, pcm[at : at + STEP_BYTES])
-        if text == heard.told:
-            return None
-        heard.told = text
-        return text
+    def open(self, language: str | None = None, speaker: str | None = None) -> VoskStream:
+        """The language is the model's."""
+        stream = VoskStream(self._recognizer, self._call)
+        self._streams.add(stream)
+        return stream
 
-    async def finish(self, utterance: str) -> Transcript:
-        heard = self._utterances.get(utterance)
-        if heard is None:
-            raise EngineFailure("The transcriber heard nothing of this turn")
-        transcript: Transcript = await self._call(heard.finish)
-        return transcript
+    def _recognizer(self) -> Any:
+        if self._create_recognizer is None:
+            raise EngineFailure(f"{self.name} is not started")
+        return self._create_recognizer()
 
-    async def forget(self, utterance: str) -> None:
-        self._utterances.pop(utterance, None)
-
-    async def _hear(self, heard: _Utterance, pcm: bytes) -> str:
-        text: str = await self._call(lambda: heard.hear(pcm))
-        return text
-
-    async def _call(self, work: Callable[[], Any]) -> Any:
+    async def _call(self, function: Callable[[], T]) -> T:
         try:
-            return await self._worker.call(work)
+            return await self._worker.call(function)
+        except EngineFailure:
+            raise
         except Exception as error:  # the binding raises nothing narrower
             raise EngineFailure(f"Vosk failed: {error}") from error
 
 
-def transcriber(argument: str | None, settings: Settings) -> VoskSTT:
-    """`argument`: the folder of a model. Raises `SetupError`."""
+class VoskStream:
+    """An `STTStream`: a recogniser, and the words of the segments that it has ended.
+
+    `call` runs a function in the thread of the model.
+    """
+
+    def __init__(
+        self, create_recognizer: Callable[[], Any], call: Callable[[Callable[[], Any]], Awaitable[Any]]
+    ) -> None:
+        self._create_recognizer = create_recognizer
+        self._call = call
+        self._recognizer: Any = None
+        self._closed = False
+        self._words: list[tuple[int, str]] = []
+        """(milliseconds, word)."""
+        self._reported = ""
+
+    async def push(self, pcm: bytes) -> str | None:
+        """Decodes the audio before it returns."""
+        if pcm and self._recognizer is None:
+            self._recognizer = await self._run(self._create_recognizer)
+        text = self._reported
+        for start in range(0, len(pcm), STEP_BYTES):
+            text = await self._run(partial(self._decode, pcm[start : start + STEP_BYTES]))
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
+        if text == self._reported:
+            return None
+        self._reported = text
+        return text
+
+    async def finalize(self) -> Transcript:
+        """Ends the recogniser's segment. A later `push` begins another one, so its text is not changed by this."""
+        if self._recognizer is None and not self._closed:
+            return Transcript("")
+        await self._run(lambda: self._end_segment(self._recognizer.FinalResult()))
+        text, words = "", []
+        for start_ms, word in self._words:
+            text += f" {word}" if text else word
+            words.append(Word(start_ms, len(text)))
+        return Transcript(text, tuple(words))
+
+    async def close(self) -> None:
+        self._closed = True
+
+    async def _run(self, function: Callable[[], Any]) -> Any:
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
+        result = await self._call(function)
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
+        return result
+
+    def _decode(self, pcm: bytes) -> str:
+        """The text so far."""
+        if self._recognizer.AcceptWaveform(pcm):
+            self._end_segment(self._recognizer.Result())
+        partial = json.loads(self._recognizer.PartialResult()).get("partial", "")
+        return " ".join([*(word for _, word in self._words), *partial.split()])
+
+    def _end_segment(self, result: str) -> None:
+        words = json.loads(result).get("result", ())
+        self._words += [(round(1000 * word["start"]), word["word"]) for word in words]
+
+
+def make_stt(argument: str | None, settings: Settings) -> VoskSTT:
+    """`argument`: the folder of a model, VOSK_MODEL_PATH without. Raises `SetupError`."""
     require_extra("Vosk", "vosk", extra="vosk", flag="--stt vosk")
-    named = argument or settings.vosk_model_path
-    folder = Path(named).expanduser()
-    if not named or not folder.is_dir():
-        shown = folder if named else "VOSK_MODEL_PATH"
+    path = argument or settings.vosk_model_path
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        problem = f"{folder} is not a folder" if path else "Vosk needs a model"
         raise SetupError(
-            f"{shown} is no folder of a Vosk model: unpack one of alphacephei's list of models, such as "
-            "vosk-model-small-en-us-0.15, then VOSK_MODEL_PATH=DIR uv run --extra vosk model_server.py --stt vosk"
+            f"{problem}: download one from alphacephei's list of models, such as vosk-model-small-en-us-0.15, "
+            "then VOSK_MODEL_PATH=DIR uv run --extra vosk model_server.py --stt vosk"
         )
-    return VoskSTT(f"vosk {folder.name}", lambda: read_model(folder))
+    return VoskSTT(f"vosk {folder.name}", lambda: load_model(folder))
 
 
-def read_model(folder: Path) -> Callable[[], Any]:
-    """Raises `SetupError`."""
+def load_model(folder: Path) -> Callable[[], Any]:
+    """A factory of recognisers on the model in `folder`. Raises `SetupError`."""
     import vosk
 
     vosk.SetLogLevel(-1)
     try:
         model = vosk.Model(str(folder))
     except Exception as error:  # the binding raises nothing narrower
-        raise SetupError(f"{folder} is no model that Vosk can read; VOSK_MODEL_PATH names another") from error
+        raise SetupError(f"Vosk cannot read a model from {folder}; set VOSK_MODEL_PATH to another folder") from error
 
-    def recognizer() -> Any:
-        made = vosk.KaldiRecognizer(model, INPUT_SAMPLE_RATE)
-        made.SetWords(True)
-        return made
+    def create_recognizer() -> Any:
+        recognizer = vosk.KaldiRecognizer(model, INPUT_SAMPLE_RATE)
+        recognizer.SetWords(True)
+        return recognizer
 
-    return recognizer
+    return create_recognizer

@@ -1,149 +1,45 @@
-"""Whisper as a transcriber, by faster-whisper (CTranslate2): partial texts while the user speaks, and word times."""
+"""Whisper as an STT, by faster-whisper (CTranslate2): partial texts while the user speaks, and word times."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from weakref import WeakSet
 
-import numpy as np
-
-from echosight.audio.silero import Samples
-from echosight.audio.speech_spans import VadOptions, get_speech_timestamps
 from echosight.engines.runtime.extras import require_extra
-from echosight.engines.runtime.huggingface.download import download
-from echosight.engines.runtime.progress import LoadProgress, tell
+from echosight.engines.runtime.progress import LoadProgress
 from echosight.engines.runtime.worker import Worker
-from echosight.errors import EngineFailure, SetupError
-from echosight.media import INPUT_SAMPLE_RATE, Transcript, Word
+from echosight.engines.stt import STREAM_CLOSED
+from echosight.engines.stt.whisper_decoder import Decoder, Segment, TimedWord, to_transcript
+from echosight.engines.stt.whisper_model import check_folder, is_folder, load_model
+from echosight.errors import EngineFailure
+from echosight.media import INPUT_SAMPLE_RATE, Transcript, pcm_ms
 from echosight.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "small"
-BYTES_A_MS = INPUT_SAMPLE_RATE // 500
+BYTES_PER_MS = INPUT_SAMPLE_RATE // 500
 
-CADENCE_MS = 500
-"""New speech that is worth another look."""
+PARTIAL_INTERVAL_MS = 500
+"""New speech after which a partial text is decoded."""
 
-LOAD = 0.5
-"""Part of the time that an utterance's partial texts may take of the model."""
+PARTIAL_DUTY = 0.5
+"""Share of the time that the partial decodes of one stream may take."""
 
-LONGEST_MS = 24_000
-"""Beyond it the beginning of an utterance is settled: Whisper sees 30 s at a time, and a look costs what it sees."""
-
-SPEECH = VadOptions(threshold=0.5, min_speech_duration_ms=96, speech_pad_ms=96)
-FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
-
-
-@dataclass(frozen=True, slots=True)
-class Guards:
-    """What a segment is dropped for: Whisper writes fluent sentences where nobody speaks (Koenecke et al. 2024)."""
-
-    no_speech: float = 0.6
-    log_probability: float = -1.0
-    compression_ratio: float = 2.4
-
-    def drop(self, segment: Any) -> bool:
-        silent = segment.avg_logprob < self.log_probability and segment.no_speech_prob > self.no_speech
-        return bool(silent or segment.compression_ratio > self.compression_ratio)
-
-
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """A word as it is written, with the blank before it where there is one, and when it begins."""
-
-    start_ms: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of speech with a text; `words` are one where the model did not time them."""
-
-    text: str
-    end_ms: int
-    words: tuple[Spoken, ...]
-
-
-@dataclass(slots=True)
-class _Utterance:
-    """What was heard. The words before `settled_ms` are settled; only what follows is looked at again."""
-
-    language: str | None
-    pcm: bytearray = field(default_factory=bytearray)
-    settled_ms: int = 0
-    settled: list[Spoken] = field(default_factory=list)
-    partial: str = ""
-    told: str = ""
-    looked: int = 0
-    next_look: float = 0.0
-    looking: asyncio.Task[None] | None = None
-    final: tuple[int, Transcript] | None = None
-
-    @property
-    def settled_text(self) -> str:
-        return "".join(word.text for word in self.settled)
-
-    def rest(self) -> bytes:
-        return bytes(self.pcm[self.settled_ms * BYTES_A_MS :])
-
-
-class Decoder:
-    """The model, in whichever thread asks: CTranslate2 runs as many decodings at once as it has workers."""
-
-    def __init__(self, model: Any, guards: Guards = Guards()) -> None:
-        self._model = model
-        self._guards = guards
-        self._languages = frozenset(model.supported_languages)
-
-    def language(self, asked: str | None) -> str | None:
-        """The model's code for a language; None has it find out."""
-        code = (asked or "").lower().partition("-")[0]
-        return code if code in self._languages else None
-
-    def decode(
-        self, pcm: bytes, language: str | None, before: str, thorough: bool, wanted: Callable[[], bool]
-    ) -> tuple[list[Segment], str | None]:
-        """Segments, timed from the first sample, and the language. Only thorough ones have every word timed.
-
-        `before` is what was said before; `wanted` is asked between segments whether to go on.
-        """
-        samples = np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32_768)
-        if not _anybody_speaks(samples):
-            return [], language
-        found, info = self._model.transcribe(
-            samples,
-            language=self.language(language),
-            beam_size=5 if thorough else 1,
-            # Looks at a temperature would contradict each other, and cost a decoding each.
-            temperature=(0.0, 0.4, 0.8) if thorough else 0.0,
-            word_timestamps=thorough,
-            condition_on_previous_text=False,
-            initial_prompt=before[-200:] or None,
-            no_speech_threshold=self._guards.no_speech,
-            log_prob_threshold=self._guards.log_probability,
-            compression_ratio_threshold=self._guards.compression_ratio,
-        )
-        segments = []
-        for segment in found:
-            if not wanted():
-                break
-            if not self._guards.drop(segment):
-                words = tuple(Spoken(round(w.start * 1000), w.word) for w in segment.words or ())
-                words = words or (Spoken(round(segment.start * 1000), segment.text),)
-                segments.append(Segment(segment.text, round(segment.end * 1000), words))
-        return segments, info.language
+MAX_UNCONFIRMED_MS = 24_000
+"""Beyond it the beginning of an utterance is confirmed: Whisper takes 30 s at a time, and decoding costs more the
+longer the audio is."""
 
 
 class WhisperSTT:
-    """A `STT`. `build` loads the model. Partial texts and final ones have a thread each, so that the end of
-    a turn never waits for somebody else's partial text.
+    """An `STT`. `build` loads the model.
+
+    Partial and final decodes have a thread each, so that the end of a turn never waits for somebody else's partial
+    text.
     """
 
     def __init__(self, name: str, build: Callable[[], Decoder], language: str | None = None) -> None:
@@ -151,181 +47,162 @@ class WhisperSTT:
         self.loading = LoadProgress(name)
         self._build = build
         self._language = language
-        self._looks = Worker("whisper-looks")
-        self._finals = Worker("whisper")
-        self._utterances: dict[str, _Utterance] = {}
-        self._decoder: Decoder
+        self._partial_worker = Worker("whisper-partial")
+        self._final_worker = Worker("whisper")
+        self._streams: WeakSet[WhisperStream] = WeakSet()
+        self._decoder: Decoder | None = None
 
     async def start(self) -> None:
-        self._decoder = await self._finals.call(lambda: self.loading.run(self._build))
+        self._decoder = await self._final_worker.call(lambda: self.loading.run(self._build))
 
     async def close(self) -> None:
-        for utterance in [*self._utterances]:
-            await self.forget(utterance)
-        await self._looks.close()
-        await self._finals.close()
+        for stream in [*self._streams]:
+            await stream.close()
+        await self._partial_worker.close()
+        await self._final_worker.close()
+        self._decoder = None
 
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        """Keep it, and have a look at all of it every half second, more seldom where looks take long."""
-        heard = self._utterances.setdefault(utterance, _Utterance(language or self._language))
-        heard.pcm += pcm
-        due = len(heard.pcm) - heard.looked >= CADENCE_MS * BYTES_A_MS and time.monotonic() >= heard.next_look
-        if due and (heard.looking is None or heard.looking.done()):
-            heard.looking = asyncio.create_task(self._look(heard), name=f"partial text of {utterance}")
-        if heard.partial == heard.told:
-            return None
-        heard.told = heard.partial
-        return heard.told
+    def open(self, language: str | None = None, speaker: str | None = None) -> WhisperStream:
+        stream = WhisperStream(self, language or self._language)
+        self._streams.add(stream)
+        return stream
 
-    async def finish(self, utterance: str) -> Transcript:
-        """One decoding of what is not settled yet. Raises `EngineFailure`."""
-        heard = self._utterances.get(utterance)
-        if heard is None:
-            raise EngineFailure("The transcriber heard nothing of this turn")
-        size = len(heard.pcm)
-        if heard.final is None or heard.final[0] != size:
-            # A look may settle more of it meanwhile.
-            settled, since_ms = [*heard.settled], heard.settled_ms
-            segments, language = await self._decode(self._finals, heard, thorough=True)
-            words = settled + _from(since_ms, segments)
-            heard.final = size, _transcript(words, language, size // BYTES_A_MS)
-        return heard.final[1]
-
-    async def forget(self, utterance: str) -> None:
-        heard = self._utterances.pop(utterance, None)
-        if heard is not None and heard.looking is not None:
-            heard.looking.cancel()
-            await asyncio.gather(heard.looking, return_exceptions=True)
-
-    async def _look(self, heard: _Utterance) -> None:
-        """Understand what there is by now."""
-        began = time.monotonic()
-        heard.looked = len(heard.pcm)
-        long = heard.looked // BYTES_A_MS - heard.settled_ms > LONGEST_MS
+    async def decode(
+        self,
+        pcm: bytes,
+        language: str | None,
+        previous_text: str,
+        *,
+        partial: bool,
+        accurate: bool,
+        should_continue: Callable[[], bool],
+    ) -> tuple[list[Segment], str | None]:
+        """See `Decoder.decode`. `partial` selects the thread. Raises `EngineFailure`."""
+        decoder = self._decoder
+        if decoder is None:
+            raise EngineFailure(f"{self.name} is not started")
+        worker = self._partial_worker if partial else self._final_worker
         try:
-            segments, _ = await self._decode(self._looks, heard, thorough=long)
-        except EngineFailure:
-            log.warning("A partial text failed; the final one will tell", exc_info=True)
-            return
-        text = heard.settled_text + "".join(segment.text for segment in segments)
-        if long:
-            _settle(heard, segments)
-        heard.partial = text.strip()
-        heard.next_look = time.monotonic() + (time.monotonic() - began) * (1 / LOAD - 1)
-
-    async def _decode(self, worker: Worker, heard: _Utterance, *, thorough: bool) -> tuple[list[Segment], str | None]:
-        pcm, before, size = heard.rest(), heard.settled_text, len(heard.pcm)
-        # A partial text is of use however old; a final one is void when more was heard.
-        abandoned: list[bool] = []
-
-        def wanted() -> bool:
-            return not abandoned and (not thorough or worker is self._looks or len(heard.pcm) == size)
-
-        try:
-            return await worker.call(lambda: self._decoder.decode(pcm, heard.language, before, thorough, wanted))
-        except asyncio.CancelledError:
-            abandoned.append(True)
-            raise
+            return await worker.call(lambda: decoder.decode(pcm, language, previous_text, accurate, should_continue))
         except (RuntimeError, ValueError, MemoryError) as error:
             raise EngineFailure(f"Whisper failed: {error}") from error
 
 
-def transcriber(argument: str | None, settings: Settings) -> WhisperSTT:
+class WhisperStream:
+    """An `STTStream`. The words before `_confirmed_ms` are confirmed; only the audio after it is decoded again."""
+
+    def __init__(self, stt: WhisperSTT, language: str | None) -> None:
+        self.partial_task: asyncio.Task[None] | None = None
+        self._stt = stt
+        self._language = language
+        self._pcm = bytearray()
+        self._confirmed_ms = 0
+        self._confirmed: list[TimedWord] = []
+        self._partial_text = ""
+        self._reported = ""
+        self._partial_bytes = 0
+        """How much audio the last partial decode had."""
+        self._next_partial = 0.0
+        self._final: tuple[int, Transcript] = (0, Transcript(""))
+        """The last transcript, and how many bytes it is of."""
+        self._closed = False
+
+    async def push(self, pcm: bytes) -> str | None:
+        """Keeps the audio. A partial text is decoded every half second, or less often where decoding takes long."""
+        self._check_open()
+        self._pcm += pcm
+        due = (
+            len(self._pcm) - self._partial_bytes >= PARTIAL_INTERVAL_MS * BYTES_PER_MS
+            and time.monotonic() >= self._next_partial
+        )
+        if due and (self.partial_task is None or self.partial_task.done()):
+            self.partial_task = asyncio.create_task(self._decode_partial(), name="whisper partial text")
+        if self._partial_text == self._reported:
+            return None
+        self._reported = self._partial_text
+        return self._reported
+
+    async def finalize(self) -> Transcript:
+        """One decode of what is not confirmed yet."""
+        self._check_open()
+        size = len(self._pcm)
+        if self._final[0] != size:
+            # A partial decode may confirm more of it meanwhile.
+            confirmed, confirmed_ms = [*self._confirmed], self._confirmed_ms
+            segments, language = await self._decode(partial=False, accurate=True)
+            self._check_open()
+            words = confirmed + _words(segments, confirmed_ms)
+            self._final = size, to_transcript(words, language, pcm_ms(size))
+        return self._final[1]
+
+    async def close(self) -> None:
+        self._closed = True
+        if self.partial_task is not None:
+            self.partial_task.cancel()
+            await asyncio.gather(self.partial_task, return_exceptions=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineFailure(STREAM_CLOSED)
+
+    async def _decode_partial(self) -> None:
+        began = time.monotonic()
+        self._partial_bytes = len(self._pcm)
+        confirming = pcm_ms(self._partial_bytes) - self._confirmed_ms > MAX_UNCONFIRMED_MS
+        try:
+            segments, _ = await self._decode(partial=True, accurate=confirming)
+        except EngineFailure:
+            log.warning("Decoding a partial text failed; the final transcript may work", exc_info=True)
+            return
+        text = self._confirmed_text() + "".join(segment.text for segment in segments)
+        if confirming:
+            self._confirm(segments)
+        self._partial_text = text.strip()
+        self._next_partial = time.monotonic() + (time.monotonic() - began) * (1 / PARTIAL_DUTY - 1)
+
+    async def _decode(self, *, partial: bool, accurate: bool) -> tuple[list[Segment], str | None]:
+        size = len(self._pcm)
+        pcm = bytes(self._pcm[self._confirmed_ms * BYTES_PER_MS :])
+        cancelled = False
+
+        def should_continue() -> bool:
+            # A partial text is useful even when it is old; a final one is void when more audio was pushed.
+            return not (cancelled or self._closed) and (partial or len(self._pcm) == size)
+
+        try:
+            return await self._stt.decode(
+                pcm,
+                self._language,
+                self._confirmed_text(),
+                partial=partial,
+                accurate=accurate,
+                should_continue=should_continue,
+            )
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+
+    def _confirmed_text(self) -> str:
+        return "".join(word.text for word in self._confirmed)
+
+    def _confirm(self, segments: list[Segment]) -> None:
+        """Confirm all segments but the last, which may go on; of silence, all but its last second."""
+        if len(segments) > 1:
+            self._confirmed += _words(segments[:-1], self._confirmed_ms)
+            self._confirmed_ms += segments[-2].end_ms
+        elif not segments:
+            self._confirmed_ms = max(self._confirmed_ms, pcm_ms(self._partial_bytes) - 1000)
+
+
+def _words(segments: list[Segment], offset_ms: int) -> list[TimedWord]:
+    return [word for segment in segments for word in segment.words_after(offset_ms)]
+
+
+def make_stt(argument: str | None, settings: Settings) -> WhisperSTT:
     """`argument`: a size (``small``, ``distil-large-v3``…), a Hugging Face id or a folder. Raises `SetupError`."""
     source = argument or DEFAULT_MODEL
     require_extra("Whisper", "faster_whisper", extra="whisper", flag=f"--stt whisper:{source}")
-    if _is_folder(source):
+    if is_folder(source):
         check_folder(Path(source).expanduser())
     name = Path(source).name
-    return WhisperSTT(f"whisper {name}", lambda: Decoder(read_model(source, settings.device)), settings.language)
-
-
-def read_model(source: str, device: str = "auto") -> Any:
-    """The model, downloaded where `source` is no folder. Raises `SetupError`."""
-    import ctranslate2
-    from faster_whisper import WhisperModel
-
-    folder = check_folder(Path(source).expanduser() if _is_folder(source) else _download(source))
-    tell("weights")
-    gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
-    if device.startswith("cuda") and not gpu:
-        raise SetupError("There is no CUDA device here: choose --device cpu")
-    try:
-        model = WhisperModel(
-            str(folder),
-            device="cuda" if gpu else "cpu",
-            device_index=int(device.partition(":")[2] or 0),
-            compute_type="float16" if gpu else "int8",
-            cpu_threads=max(1, (os.cpu_count() or 2) // 2),
-            num_workers=2,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise SetupError(f"{source} could not be loaded by faster-whisper: {_line(error)}") from error
-    return model
-
-
-def check_folder(folder: Path) -> Path:
-    """Raises `SetupError` where the folder holds no converted model."""
-    if not folder.is_dir():
-        raise SetupError(f"There is no folder {folder}; --stt whisper:small downloads a model")
-    if not (folder / "model.bin").is_file():
-        raise SetupError(
-            f"{folder} holds no model.bin, so it was not converted: "
-            f"ct2-transformers-converter --model {folder} --output_dir DIR --copy_files tokenizer.json"
-        )
-    return folder
-
-
-def _download(source: str) -> Path:
-    # The package's own download hides its progress.
-    from faster_whisper import utils
-
-    repository = source if "/" in source else utils._MODELS.get(source)
-    if repository is None:
-        known = ", ".join(utils.available_models())
-        raise SetupError(f"There is no Whisper called {source!r}; --stt whisper: takes a folder or one of {known}")
-    try:
-        return download(repository, FILES)
-    except (OSError, ValueError) as error:
-        raise SetupError(
-            f"{repository} could not be downloaded ({_line(error)}): where there is a network, "
-            f"hf download {repository} --local-dir DIR, then --stt whisper:DIR"
-        ) from error
-
-
-def _is_folder(source: str) -> bool:
-    return Path(source).expanduser().exists() or source.startswith((".", "/", "~"))
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _anybody_speaks(samples: Samples) -> bool:
-    return bool(get_speech_timestamps(samples, SPEECH))
-
-
-def _settle(heard: _Utterance, segments: list[Segment]) -> None:
-    """All segments but the last, which may go on, are settled; of silence, all but its last second."""
-    if len(segments) > 1:
-        heard.settled += _from(heard.settled_ms, segments[:-1])
-        heard.settled_ms += segments[-2].end_ms
-    elif not segments:
-        heard.settled_ms = max(heard.settled_ms, heard.looked // BYTES_A_MS - 1000)
-
-
-def _from(start_ms: int, segments: list[Segment]) -> list[Spoken]:
-    return [Spoken(word.start_ms + start_ms, word.text) for segment in segments for word in segment.words]
-
-
-def _transcript(words: list[Spoken], language: str | None, duration_ms: int) -> Transcript:
-    text, timed = "", []
-    now_ms = 0
-    for word in words:
-        text = (text + word.text).lstrip()
-        # Where the model wanders, it names times that never were.
-        now_ms = max(now_ms, min(word.start_ms, duration_ms))
-        timed.append(Word(now_ms, len(text.rstrip())))
-    return Transcript(text.rstrip(), tuple(timed), language)
+    return WhisperSTT(f"whisper {name}", lambda: Decoder(load_model(source, settings.device)), settings.language)

@@ -1,1 +1,1 @@
-"""Text to speech, one file a provider."""
+"""Text to speech, one file per provider."""

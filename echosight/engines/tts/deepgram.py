@@ -1,4 +1,4 @@
-"""Deepgram's speech over HTTP."""
+"""Deepgram's TTS over HTTP."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from echosight.engines import SpeechChunk
-from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, HttpService, deepgram_key
-from echosight.engines.runtime.retries import SPEECH_S, retry_stream
-from echosight.engines.tts.openai_http import fetch
+from echosight.engines.runtime.http_client import SPEECH_READ_TIMEOUT_S, HttpService, deepgram_key
+from echosight.engines.runtime.retries import SPEECH_BACKOFF_S, retry_stream
+from echosight.engines.tts.openai_http import fetch_speech
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
@@ -17,25 +17,30 @@ VOICES = tuple(f"aura-2-{name}-en" for name in ("thalia", "andromeda", "helena",
 
 
 class DeepgramTTS:
-    """A `TTS`: bare PCM of 24 kHz."""
+    """A `TTS`: raw PCM of 24 kHz."""
 
     rate = 24_000
     voices = VOICES
 
     def __init__(self, url: str, key: str, voice: str) -> None:
-        self._http = HttpService(f"{url.rstrip('/')}/v1/speak", key, scheme="Token", silence_s=SPEECH_SILENCE_S)
-        self.name = f"{voice} at {self._http.name}"
+        self._service = HttpService(
+            f"{url.rstrip('/')}/v1/speak", key, scheme="Token", read_timeout_s=SPEECH_READ_TIMEOUT_S
+        )
+        self.name = f"{voice} at {self._service.name}"
         self._voice = voice
 
     async def start(self) -> None:
-        """Raises `SetupError` where nobody answers, or not to this key."""
-        await self._http.reach()
+        """Raises `SetupError` where the service does not respond or does not accept the key."""
+        await self._service.ping()
 
     async def close(self) -> None:
-        await self._http.close()
+        await self._service.close()
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        """Raises `TransientError`, `PermanentError` and EngineFailure."""
+        """Also raises `TransientError` and `PermanentError`."""
+        if not text.strip():
+            # Deepgram rejects an empty text.
+            return
         params = {
             "model": options.voice or self._voice,
             "encoding": "linear16",
@@ -43,13 +48,14 @@ class DeepgramTTS:
             "container": "none",
         }
 
-        def ask() -> AsyncGenerator[SpeechChunk]:
-            return fetch(self._http, self.rate, params=params, json={"text": text})
+        def attempt() -> AsyncGenerator[SpeechChunk]:
+            return fetch_speech(self._service, self.rate, params=params, json={"text": text})
 
-        async with aclosing(retry_stream(ask, SPEECH_S)) as pieces:
-            async for piece in pieces:
-                yield piece
+        async with aclosing(retry_stream(attempt, SPEECH_BACKOFF_S)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
-def voice(name: str | None, settings: Settings) -> DeepgramTTS:
-    return DeepgramTTS(settings.deepgram_url, deepgram_key(settings), name or DEFAULT_VOICE)
+def make_tts(voice: str | None, settings: Settings) -> DeepgramTTS:
+    """Raises `SetupError` where there is no key."""
+    return DeepgramTTS(settings.deepgram_url, deepgram_key(settings), voice or DEFAULT_VOICE)

@@ -1,4 +1,4 @@
-"""The embedded voice: espeak-ng in a process of its own. Over a hundred languages, and words timed to the sample."""
+"""The built-in TTS: espeak-ng in a process of its own. It speaks over a hundred languages and times words exactly."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from echosight.media import Word
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
-AHEAD_BYTES = 44_100
-"""One second: what the process may send before the reader has taken it."""
+CREDIT_BYTES = 44_100
+"""One second: the speech that the process may send before the reader has taken it."""
 
-WORDS_A_MINUTE = 175
+WORDS_PER_MINUTE = 175
 
 
 class EspeakTTS:
-    """A `TTS` of 22,050 Hz. `language` speaks where the options name neither a voice nor a language.
+    """A `TTS` of 22,050 Hz. `language` speaks where the options name neither a known voice nor a known language.
 
-    A voice is a language (``de``, ``en-gb``), with a variant if wished (``en-us+f3``).
+    A voice is a language (``de``, ``en-gb``), optionally with a variant (``en-us+f3``).
     """
 
     name = "espeak-ng"
@@ -34,15 +34,15 @@ class EspeakTTS:
 
     async def start(self) -> None:
         await self.pool.start()
-        hello = json.loads(self.pool.hello)
-        self.rate = hello["rate"]
-        self.voices = tuple(hello["voices"])
+        ready = json.loads(self.pool.ready_payload)
+        self.rate = ready["rate"]
+        self.voices = tuple(ready["voices"])
 
     async def close(self) -> None:
         await self.pool.close()
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        """Pieces of 60 ms. Unknown voices and languages are spoken in the default one."""
+        """Chunks of 60 ms. Unknown voices and languages are spoken in the default one. Raises `EngineFailure`."""
         channel = await self.pool.open()
         words: list[Word] = []
         last = Word(0, 0)
@@ -51,8 +51,8 @@ class EspeakTTS:
             channel.send(FrameType.BEGIN, self._request(text, options))
             while (frame := await channel.receive()).kind is not FrameType.DONE:
                 if frame.kind is FrameType.WORDS:
-                    for sample, at, length in json.loads(frame.payload):
-                        end = _word_end(text, at + length)
+                    for sample, start, length in json.loads(frame.payload):
+                        end = _word_end(text, start + length)
                         if end > last.text_end:
                             words.append(last := Word(sample * 1000 // self.rate, end))
                 elif frame.kind is FrameType.AUDIO:
@@ -62,7 +62,7 @@ class EspeakTTS:
                     words.clear()
                     channel.send(FrameType.CREDIT, len(frame.payload).to_bytes(4, "little"))
             if held and last.text_end:
-                # Idioms ("at once") are one word to espeak, and it may be the last one.
+                # espeak takes idioms ("at once") as one word; the last one may be one.
                 tail = Word(last.start_ms, len(text.rstrip()))
                 yield SpeechChunk(held.pcm, held.words if tail == last else (*held.words, tail))
             elif held:
@@ -77,23 +77,23 @@ class EspeakTTS:
             {
                 "text": text,
                 "voices": [name for name in voices if name],
-                "words_a_minute": round(max(80.0, min(WORDS_A_MINUTE * options.speed, 450.0))),
-                "credit": AHEAD_BYTES,
+                "words_per_minute": round(max(80.0, min(WORDS_PER_MINUTE * options.speed, 450.0))),
+                "credit": CREDIT_BYTES,
             }
         ).encode()
 
 
-def voice(argument: str | None, settings: Settings) -> EspeakTTS:
-    """`argument`: the voice that speaks where none is asked for, such as ``de`` or ``en-us+f3``."""
+def make_tts(argument: str | None, settings: Settings) -> EspeakTTS:
+    """`argument`: the default voice, such as ``de`` or ``en-us+f3``."""
     return EspeakTTS(language=argument or settings.language or "en-us")
 
 
-def _word_end(text: str, at: int) -> int:
-    """Where the word that ends at `at` ends with the punctuation behind it, and with signs that nobody speaks."""
-    end = len(text[:at].rstrip())
-    for i in range(end, len(text)):
-        if text[i].isalnum():
+def _word_end(text: str, end: int) -> int:
+    """Index after the word that ends at `end`, and after the punctuation and signs behind it that are not spoken."""
+    end = len(text[:end].rstrip())
+    for index in range(end, len(text)):
+        if text[index].isalnum():
             break
-        if not text[i].isspace():
-            end = i + 1
+        if not text[index].isspace():
+            end = index + 1
     return end

@@ -1,4 +1,4 @@
-"""The voice's own process: espeak-ng (GPL-3) stays apart from the server, and speaks no further than it is asked to."""
+"""The TTS process: espeak-ng (GPL-3) stays out of the server. It synthesises as far as its readers gave credit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import espeakng_loader
 
 from echosight.engines.runtime.ipc import FrameType, IpcFrame, WorkerPipe
 
-SYNCHRONOUS, UTF8, RATE = 2, 1, 1
-WORD = 1
-WORDS_A_MINUTE = 175
-LONGEST_TEXT = 200
-"""Characters spoken in one go: some 14 s of speech, made in about 10 ms."""
+# Constants of speak_lib.h.
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+CHARS_UTF8 = 1
+RATE_PARAMETER = 1
+EVENT_LIST_TERMINATED, EVENT_WORD = 0, 1
+
+BUFFER_MS = 20
+MAX_CALL_CHARS = 200
+"""Characters synthesised in one call: about 14 s of speech, which take about 10 ms."""
 
 
 class _Event(ctypes.Structure):
@@ -55,55 +59,59 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(slots=True)
 class Job:
-    """A text to speak. `made` is spoken and waits for credit: at most one go's worth."""
+    """A text to speak. `unsent` is synthesised and waits for credit: at most the speech of one call.
+
+    Its elements are words as (sample, index in the text, length), and PCM16.
+    """
 
     channel: int
     text: str
     voices: list[str]
-    words_a_minute: int
+    words_per_minute: int
     credit: int
-    at: int = 0
+    text_index: int = 0
     samples: int = 0
-    go_at: int = 0
-    go_samples: int = 0
-    made: deque[tuple[list[tuple[int, int, int]], bytes]] = field(default_factory=deque)
+    call_text_index: int = 0
+    call_samples: int = 0
+    unsent: deque[tuple[list[tuple[int, int, int]], bytes]] = field(default_factory=deque)
 
-    def next_go(self) -> str:
-        """The text up to the last space before it gets too long."""
-        go = self.text[self.at : self.at + LONGEST_TEXT]
-        if len(go) == LONGEST_TEXT and " " in go:
-            go = go[: go.rindex(" ") + 1]
-        self.go_at, self.go_samples = self.at, self.samples
-        self.at += len(go)
-        return go
+    def next_call_text(self) -> str:
+        """The text of the next call, up to the last space before it gets too long."""
+        text = self.text[self.text_index : self.text_index + MAX_CALL_CHARS]
+        if len(text) == MAX_CALL_CHARS and " " in text:
+            text = text[: text.rindex(" ") + 1]
+        self.call_text_index, self.call_samples = self.text_index, self.samples
+        self.text_index += len(text)
+        return text
 
 
-class Speaker:
+class Synthesizer:
     """Speaks for many requests, each as far as its reader gave credit."""
 
     def __init__(self, pipe: WorkerPipe) -> None:
         self._pipe = pipe
         self._jobs: dict[int, Job] = {}
         self._current: Job | None = None
-        self._speak = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self.rate: int = self._speak.espeak_Initialize(SYNCHRONOUS, 20, data, 0)
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data_path = espeakng_loader.get_data_path().encode()
+        self.rate: int = self._library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, BUFFER_MS, data_path, 0)
         if self.rate <= 0:
-            raise SystemExit(f"espeak-ng finds no voices in {data.decode()}")
+            raise SystemExit(f"espeak-ng finds no voices in {data_path.decode()}")
         self._callback = _Callback(self._on_speech)
-        self._speak.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_SetSynthCallback(self._callback)
 
     def run(self) -> None:
-        self._pipe.send(FrameType.READY, 0, json.dumps({"rate": self.rate, "voices": self._voices()}).encode())
+        ready = {"rate": self.rate, "voices": self._voices()}
+        self._pipe.send(FrameType.READY, 0, json.dumps(ready).encode())
         while True:
-            able = [job for job in self._jobs.values() if job.credit > 0]
-            self._take(0 if able else None)
-            if able:
-                # Whoever has had least comes first: the first sound of an answer is what somebody waits for.
-                self._advance(min(able, key=lambda job: job.samples))
+            runnable = [job for job in self._jobs.values() if job.credit > 0]
+            self._receive_frames(0 if runnable else None)
+            if runnable:
+                # The job with the least speech so far goes first: a user is waiting for a response's first sound.
+                self._advance(min(runnable, key=lambda job: job.samples))
 
-    def _take(self, wait_s: float | None = 0) -> None:
-        for frame in self._pipe.take(wait_s):
+    def _receive_frames(self, wait_s: float | None = 0) -> None:
+        for frame in self._pipe.receive(wait_s):
             self._receive(frame)
 
     def _receive(self, frame: IpcFrame) -> None:
@@ -116,41 +124,43 @@ class Speaker:
                 self._jobs.pop(frame.channel, None)
 
     def _advance(self, job: Job) -> None:
-        self._flush(job)
-        if job.made or job.channel not in self._jobs:
+        self._send_unsent(job)
+        if job.unsent or job.channel not in self._jobs:
             return
-        if job.at >= len(job.text):
+        if job.text_index >= len(job.text):
             del self._jobs[job.channel]
             self._pipe.send(FrameType.DONE, job.channel)
             return
         self._choose_voice(job)
         self._current = job
-        text = job.next_go().replace("\0", " ").encode(errors="replace") + b"\0"
-        error = self._speak.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, UTF8, None, None)
+        text = job.next_call_text().replace("\0", " ").encode(errors="replace") + b"\0"
+        size = ctypes.c_size_t(len(text))
+        error = self._library.espeak_Synth(text, size, 0, 1, 0, CHARS_UTF8, None, None)
         if error and self._jobs.pop(job.channel, None):
             self._pipe.send(FrameType.FAIL, job.channel, f"espeak-ng reports error {error}".encode())
 
     def _on_speech(self, samples: Any, count: int, events: Any) -> int:
-        """espeak hands over 60 ms or less; anything but 0 makes it stop."""
+        """espeak's callback, with 60 ms of speech at most. Any result but 0 stops the synthesis."""
         job = self._current
         assert job
         words = []
         for event in events:
-            if event.type == 0:
+            if event.type == EVENT_LIST_TERMINATED:
                 break
-            if event.type == WORD:
-                words.append((event.sample + job.go_samples, event.text_position - 1 + job.go_at, event.length))
+            if event.type == EVENT_WORD:
+                index = event.text_position - 1 + job.call_text_index
+                words.append((event.sample + job.call_samples, index, event.length))
         pcm = ctypes.string_at(samples, 2 * count) if samples else b""
         job.samples += count if samples else 0
         if pcm or words:
-            job.made.append((words, pcm))
-            self._flush(job)
-        self._take()
+            job.unsent.append((words, pcm))
+            self._send_unsent(job)
+        self._receive_frames()
         return int(job.channel not in self._jobs)
 
-    def _flush(self, job: Job) -> None:
-        while job.made and job.credit > 0:
-            words, pcm = job.made.popleft()
+    def _send_unsent(self, job: Job) -> None:
+        while job.unsent and job.credit > 0:
+            words, pcm = job.unsent.popleft()
             if words:
                 self._pipe.send(FrameType.WORDS, job.channel, json.dumps(words).encode())
             if pcm:
@@ -160,14 +170,14 @@ class Speaker:
     def _choose_voice(self, job: Job) -> None:
         """The first of the names that espeak knows."""
         for name in job.voices:
-            if self._speak.espeak_SetVoiceByName(name.encode()) == 0:
+            if self._library.espeak_SetVoiceByName(name.encode()) == 0:
                 break
-        self._speak.espeak_SetParameter(RATE, job.words_a_minute, 0)
+        self._library.espeak_SetParameter(RATE_PARAMETER, job.words_per_minute, 0)
 
     def _voices(self) -> list[str]:
-        self._speak.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
+        self._library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
         names = []
-        for voice in self._speak.espeak_ListVoices(None):
+        for voice in self._library.espeak_ListVoices(None):
             if not voice:
                 break
             # A priority byte, then the name of the language.
@@ -176,4 +186,4 @@ class Speaker:
 
 
 if __name__ == "__main__":
-    Speaker(WorkerPipe()).run()
+    Synthesizer(WorkerPipe()).run()

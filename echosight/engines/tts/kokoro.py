@@ -1,4 +1,4 @@
-"""Kokoro as a voice, by kokoro-onnx. Its two files come from the user."""
+"""Kokoro as a TTS, by kokoro-onnx. The user provides its two files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from echosight.audio.pcm import float_to_pcm
 from echosight.engines import SpeechChunk
 from echosight.engines.runtime.extras import require_extra
-from echosight.engines.tts.local import LocalTTS, pcm16, pieces
+from echosight.engines.runtime.huggingface.source import first_line
+from echosight.engines.tts.local import LocalTTS, split_into_chunks
 from echosight.errors import SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
@@ -28,69 +30,72 @@ LANGUAGES = {
     "p": "pt-br",
     "z": "cmn",
 }
-"""What the first letter of a voice's name stands for."""
+"""First letter of a voice's name -> the language that it speaks."""
 
 
 class KokoroModel:
-    """The model, in the thread that owns it. `preferred` speaks where the options name no voice."""
+    """A `LocalModel`. `default_voice` speaks where the options name no voice."""
 
     rate = 24_000
 
-    def __init__(self, model: Any, preferred: str = DEFAULT_VOICE) -> None:
+    def __init__(self, model: Any, default_voice: str = DEFAULT_VOICE) -> None:
         self._model = model
         names = sorted(model.voices.files if hasattr(model.voices, "files") else model.voices)
         if not names:
-            raise SetupError("Kokoro's file of voices holds none")
-        first = preferred if preferred in names else names[0]
+            raise SetupError("Kokoro's file of voices is empty")
+        first = default_voice if default_voice in names else names[0]
         self.voices: tuple[str, ...] = (first, *(name for name in names if name != first))
 
     def synthesize(self, text: str, options: GenerateOptions) -> Generator[SpeechChunk, None, None]:
-        """The whole sentence is computed in the first step."""
-        name = self._voice(options)
+        """The first step computes the whole sentence."""
+        voice = self.choose_voice(options)
         speed = min(max(options.speed, 0.5), 2.0)
         try:
-            wave, rate, timings = self._model.create_timed(text, name, speed, LANGUAGES.get(name[0], "en-us"))
+            wave, rate, timings = self._model.create_timed(text, voice, speed, LANGUAGES.get(voice[0], "en-us"))
         except ValueError:
-            # Nothing in it is spoken: no phoneme of it is in the vocabulary.
+            # No phoneme of the text is in the vocabulary.
             return
         words = word_times(text, [(timing.phoneme, timing.start) for timing in timings])
-        yield from pieces(text, pcm16(wave), rate, words)
+        yield from split_into_chunks(text, float_to_pcm(wave), rate, words)
 
-    def _voice(self, options: GenerateOptions) -> str:
-        """The one asked for, else the preferred one, if it speaks the language, else one that does."""
+    def choose_voice(self, options: GenerateOptions) -> str:
+        """The requested voice; else the default one where it speaks the language; else the first one that does."""
         if options.voice is not None and options.voice in self.voices:
             return options.voice
-        wanted = (options.language or "").lower().partition("-")[0]
-        spoken = [v for v in self.voices if wanted and LANGUAGES.get(v[0], "").partition("-")[0] == wanted]
-        return self.voices[0] if not spoken or self.voices[0] in spoken else spoken[0]
+        language = (options.language or "").lower().partition("-")[0]
+        matching = [v for v in self.voices if language and LANGUAGES.get(v[0], "").partition("-")[0] == language]
+        return self.voices[0] if not matching or self.voices[0] in matching else matching[0]
 
 
 def word_times(text: str, phonemes: Sequence[tuple[str, float]]) -> tuple[Word, ...]:
-    """When words begin, by the (phoneme, seconds) that they were spoken as; none where the two do not match."""
-    begins: list[float] = []
-    blank = True
+    """The words of `text`, timed by the (phoneme, seconds) that they are spoken as.
+
+    None where the numbers of written and spoken words differ, as for "21".
+    """
+    starts: list[float] = []
+    after_space = True
     for phoneme, seconds in phonemes:
         if phoneme.isspace():
-            blank = True
-        elif blank and phoneme.isalpha():
-            begins.append(seconds)
-            blank = False
+            after_space = True
+        elif after_space and phoneme.isalpha():
+            starts.append(seconds)
+            after_space = False
     written = [word for word in re.finditer(r"\S+", text) if any(c.isalnum() for c in word[0])]
-    if len(begins) != len(written):
+    if len(starts) != len(written):
         return ()
-    return tuple(Word(round(1000 * at), word.end()) for at, word in zip(begins, written, strict=True))
+    return tuple(Word(round(1000 * seconds), word.end()) for seconds, word in zip(starts, written, strict=True))
 
 
-def voice(argument: str | None, settings: Settings) -> LocalTTS:
+def make_tts(argument: str | None, settings: Settings) -> LocalTTS:
     """`argument`: the folder of Kokoro's two files. Raises `SetupError`."""
     require_extra("Kokoro", "kokoro_onnx", extra="kokoro", flag="--tts kokoro")
     model, voices = find_files([argument] if argument else FOLDERS)
-    preferred = settings.kokoro_voice or settings.voice or DEFAULT_VOICE
-    return LocalTTS("kokoro", lambda: read_speaker(model, voices, preferred), KokoroModel.rate)
+    default_voice = settings.kokoro_voice or settings.voice or DEFAULT_VOICE
+    return LocalTTS("kokoro", lambda: load_model(model, voices, default_voice), KokoroModel.rate)
 
 
 def find_files(folders: Sequence[str]) -> tuple[Path, Path]:
-    """The model and the voices. Raises `SetupError`."""
+    """The files of the model and of its voices. Raises `SetupError`."""
     for name in folders:
         folder = Path(name).expanduser()
         model, voices = sorted(folder.glob("kokoro*.onnx")), sorted(folder.glob("voices*.bin"))
@@ -98,17 +103,17 @@ def find_files(folders: Sequence[str]) -> tuple[Path, Path]:
             return model[0], voices[0]
     raise SetupError(
         f"Kokoro needs kokoro-v1.0.onnx and voices-v1.0.bin, from the releases of thewh1teagle/kokoro-onnx on GitHub, "
-        f"in {' or '.join(folders)}; another folder is --tts kokoro:DIR"
+        f"in {' or '.join(folders)}; for another folder use --tts kokoro:DIR"
     )
 
 
-def read_speaker(model: Path, voices: Path, preferred: str) -> KokoroModel:
+def load_model(model: Path, voices: Path, default_voice: str) -> KokoroModel:
     """Raises `SetupError`."""
     from kokoro_onnx import Kokoro
 
     try:
-        return KokoroModel(Kokoro(str(model), str(voices)), preferred)
+        return KokoroModel(Kokoro(str(model), str(voices)), default_voice)
     except SetupError:
         raise
-    except Exception as error:  # ONNX Runtime and NumPy raise what they like for a broken file
-        raise SetupError(f"Kokoro could not be loaded from {model.parent}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # ONNX Runtime and NumPy raise many types for a broken file
+        raise SetupError(f"Kokoro could not be loaded from {model.parent}: {first_line(error)}") from error

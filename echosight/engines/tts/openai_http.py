@@ -1,4 +1,4 @@
-"""A voice that another server makes: ``/audio/speech``, streamed as WAV or bare PCM."""
+"""TTS by another server: OpenAI's ``/audio/speech``, streamed as WAV or raw PCM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 
 from echosight.audio.resampling import MAX_HZ, MIN_HZ, Resampler
 from echosight.engines import SpeechChunk
-from echosight.engines.runtime.http_client import SPEECH_SILENCE_S, HttpService, endpoint, key_for
-from echosight.engines.runtime.retries import SPEECH_S, TransientError, retry_stream
+from echosight.engines.runtime.http_client import SPEECH_READ_TIMEOUT_S, HttpService, endpoint, key_for
+from echosight.engines.runtime.retries import SPEECH_BACKOFF_S, TransientError, retry_stream
 from echosight.engines.tts.wav_stream import WavStream
 from echosight.errors import EngineFailure, SetupError
 from echosight.options import GenerateOptions
@@ -20,37 +20,40 @@ from echosight.settings import Settings
 
 ROUTE = "audio/speech"
 RATE = 24_000
-"""What OpenAI's PCM has, and what bare PCM is taken for."""
+"""Hz of OpenAI's PCM, assumed for raw PCM without a rate."""
 
-PIECE_MS = 40
-"""The shortest piece worth sending on."""
-
+MIN_CHUNK_MS = 40
 OPENAI_VOICES = ("alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse")
+MEDIA_TYPES = frozenset(
+    {"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "audio/pcm", "audio/l16", "application/octet-stream"}
+)
+"""Content types of WAV and raw PCM."""
 
 
 class OpenAITTS:
-    """A `TTS` of 24 kHz, whatever the server speaks at."""
+    """A `TTS` of 24 kHz; other rates of the server are resampled."""
 
     rate = RATE
 
-    def __init__(
-        self, upstream: HttpService, model: str, *, voices: tuple[str, ...] = (), voice: str = "alloy"
-    ) -> None:
-        self.upstream = upstream
-        self.name = f"{model} at {upstream.name}"
+    def __init__(self, service: HttpService, model: str, *, voices: tuple[str, ...] = (), voice: str = "alloy") -> None:
+        self.service = service
+        self.name = f"{model} at {service.name}"
         self.voices = voices
         self._model = model
         self._voice = voice
 
     async def start(self) -> None:
-        await self.upstream.reach()
+        await self.service.ping()
 
     async def close(self) -> None:
-        await self.upstream.close()
+        await self.service.close()
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
-        """Raises `TransientError`, `PermanentError` and EngineFailure."""
-        asked: dict[str, Any] = {
+        """Also raises `TransientError` and `PermanentError`."""
+        if not text.strip():
+            # OpenAI rejects an empty input.
+            return
+        payload: dict[str, Any] = {
             "model": self._model,
             "input": text,
             "voice": options.voice or self._voice,
@@ -58,66 +61,63 @@ class OpenAITTS:
             "speed": max(0.25, min(options.speed, 4.0)),
         }
         if options.speaking_style:
-            asked["instructions"] = options.speaking_style
-        async with aclosing(retry_stream(lambda: fetch(self.upstream, self.rate, json=asked), SPEECH_S)) as pieces:
-            async for piece in pieces:
-                yield piece
+            payload["instructions"] = options.speaking_style
+        attempts = retry_stream(lambda: fetch_speech(self.service, self.rate, json=payload), SPEECH_BACKOFF_S)
+        async with aclosing(attempts) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
-async def fetch(upstream: HttpService, rate: int, **asked: Any) -> AsyncGenerator[SpeechChunk]:
-    """POST, and the sound that comes back as it comes, at `rate`."""
-    async with upstream.request("POST", "", **asked) as response:
-        wav = WavStream(_bare_rate(response, upstream.name, rate))
+async def fetch_speech(service: HttpService, rate: int, **kwargs: Any) -> AsyncGenerator[SpeechChunk]:
+    """POST, with the arguments of httpx, and stream the speech of the response, resampled to `rate` Hz.
+
+    Raises `TransientError`, `PermanentError` and `EngineFailure`.
+    """
+    async with service.request("POST", "", **kwargs) as response:
+        wav = WavStream(_bare_rate(response, service.name, rate))
         resampler: Resampler | None = None
-        ready, since = b"", time.monotonic()
+        pcm, last_chunk_at = b"", time.monotonic()
         async with aclosing(cast(AsyncGenerator[bytes], response.aiter_bytes())) as body:
             async for data in body:
-                if time.monotonic() > since + upstream.silence_s:
-                    raise TransientError(f"{upstream.name} says next to nothing")
-                pcm = wav.feed(data)
+                if time.monotonic() > last_chunk_at + service.read_timeout_s:
+                    raise TransientError(f"{service.name} sends speech too slowly")
+                samples = wav.push(data)
                 if wav.rate is None:
                     continue
                 resampler = resampler or Resampler(wav.rate, rate)
-                ready += resampler.push(pcm)
-                if len(ready) >= rate // 500 * PIECE_MS:
-                    yield SpeechChunk(ready)
-                    ready, since = b"", time.monotonic()
-        if resampler is not None:
-            ready += resampler.push(b"", last=True)
-        elif not ready:
-            raise TransientError(f"{upstream.name} sent no sound")
-        if ready:
-            yield SpeechChunk(ready)
-        if wav.missing:
-            raise TransientError(f"{upstream.name} broke off in the middle of a sentence")
+                pcm += resampler.push(samples)
+                if len(pcm) >= rate // 500 * MIN_CHUNK_MS:
+                    yield SpeechChunk(pcm)
+                    pcm, last_chunk_at = b"", time.monotonic()
+        if resampler is None:
+            raise TransientError(f"{service.name} sent no speech")
+        pcm += resampler.push(b"", last=True)
+        if pcm:
+            yield SpeechChunk(pcm)
+        if wav.incomplete:
+            raise TransientError(f"{service.name} broke off in the middle of a sentence")
 
 
 def _bare_rate(response: httpx.Response, name: str, rate: int) -> int:
-    """Of a body that is no WAV: its content type may say. Raises EngineFailure for compressed sound and for text."""
-    kind, _, parameters = response.headers.get("content-type", "audio/wav").lower().partition(";")
-    if kind.strip() not in SOUNDS:
-        raise EngineFailure(f"{name} answered with {kind}; WAV or PCM was asked for")
+    """Hz of a body without a WAV header: the content type may tell. Raises `EngineFailure` for other media types."""
+    media_type, _, parameters = response.headers.get("content-type", "audio/wav").lower().partition(";")
+    if media_type.strip() not in MEDIA_TYPES:
+        raise EngineFailure(f"Expected WAV or PCM from {name} but got {media_type}")
     for parameter in parameters.split(";"):
         key, _, value = parameter.strip().partition("=")
         if key == "rate" and value.isdigit() and MIN_HZ <= int(value) <= MAX_HZ:
             rate = int(value)
         elif key == "channels" and value != "1":
-            raise EngineFailure(f"{name} answered with {value} channels; mono was asked for")
+            raise EngineFailure(f"Expected mono from {name} but got {value} channels")
     return rate
 
 
-SOUNDS = frozenset(
-    {"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "audio/pcm", "audio/l16", "application/octet-stream"}
-)
-
-
 def openai(model: str | None, settings: Settings) -> OpenAITTS:
-    """`model` at TTS_API_URL, or else at OPENAI_API_BASE."""
+    """`model` at TTS_API_URL, or else at OPENAI_API_BASE. Raises `SetupError`."""
     url = settings.tts_api_url or settings.openai_api_base
     hosted = url.startswith("https://api.openai.com")
     key = key_for(url, settings)
     if hosted and key is None:
         raise SetupError("--tts openai needs a server or a key: set TTS_API_URL, or OPENAI_API_KEY")
-    voices = OPENAI_VOICES if hosted else ()
-    upstream = HttpService(endpoint(url, ROUTE), key, silence_s=SPEECH_SILENCE_S)
-    return OpenAITTS(upstream, model or "tts-1", voices=voices)
+    service = HttpService(endpoint(url, ROUTE), key, read_timeout_s=SPEECH_READ_TIMEOUT_S)
+    return OpenAITTS(service, model or "tts-1", voices=OPENAI_VOICES if hosted else ())

@@ -1,4 +1,4 @@
-"""A WAV file that is still being sent, as PCM."""
+"""A WAV file as PCM, while it is being received."""
 
 from __future__ import annotations
 
@@ -7,71 +7,83 @@ import struct
 from echosight.audio.resampling import MAX_HZ, MIN_HZ
 from echosight.errors import EngineFailure
 
-LONGEST_HEADER = 65_536
-NO_SOUND = (b"OggS", b"fLaC", b"ID3\x03", b"ID3\x04", b'{"er', b"<!do", b"<!DO", b"<htm")
-"""How compressed sound and messages begin that are passed off as something else: played, they would be loud noise."""
+MAX_HEADER_BYTES = 65_536
+NOT_PCM = {
+    b"OggS": "an Ogg file",
+    b"fLaC": "a FLAC file",
+    b"ID3\x03": "an MP3 file",
+    b"ID3\x04": "an MP3 file",
+    b'{"er': "JSON",
+    b"<!do": "HTML",
+    b"<!DO": "HTML",
+    b"<htm": "HTML",
+}
+"""First bytes of what servers send under a wrong content type: played as PCM, it would be loud noise."""
 
-UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF)
-"""Lengths that programs write who do not know it yet."""
+UNKNOWN_LENGTHS = (0, 0xFFFFFFFF, 0x7FFFFFFF)
+"""Placeholder lengths that streaming writers put into the header."""
 
 
 class WavStream:
-    """Feed it bytes; it gives whole samples. What does not begin as a WAV file is PCM16 at `bare_rate`.
+    """Takes bytes and returns whole samples of mono PCM16. Where no WAV header comes first, all is PCM at `bare_rate`.
 
-    Raises EngineFailure for anything but mono PCM16.
+    `rate` is None until it is known. `push` raises `EngineFailure` for anything but mono PCM16.
     """
 
     def __init__(self, bare_rate: int) -> None:
         self.rate: int | None = None
         self._bare_rate = bare_rate
         self._buffer = b""
-        self._left: int | None = None
+        self._bytes_left: int | None = None
+        """Of the samples, where the header says how many there are."""
 
     @property
-    def missing(self) -> bool:
-        """Whether the header promised more than has come."""
-        return bool(self._left)
+    def incomplete(self) -> bool:
+        """Whether the header promised more samples than have come."""
+        return bool(self._bytes_left)
 
-    def feed(self, data: bytes) -> bytes:
+    def push(self, data: bytes) -> bytes:
+        """The samples that `data` completes."""
         self._buffer += data
-        if self.rate is None and not self._begin():
+        if self.rate is None and not self._read_header():
             return b""
-        whole = len(self._buffer) // 2 * 2
-        if self._left is not None:
-            whole = min(whole, self._left)
-            self._left -= whole
-        pcm = self._buffer[:whole]
-        # What stands behind the samples is no sound.
-        self._buffer = b"" if self._left == 0 else self._buffer[whole:]
+        size = len(self._buffer) // 2 * 2
+        if self._bytes_left is not None:
+            size = min(size, self._bytes_left)
+            self._bytes_left -= size
+        pcm = self._buffer[:size]
+        # What comes after the samples is metadata.
+        self._buffer = b"" if self._bytes_left == 0 else self._buffer[size:]
         return pcm
 
-    def _begin(self) -> bool:
-        """Read the header, once it is there."""
+    def _read_header(self) -> bool:
+        """Returns whether it is complete."""
         head = self._buffer
-        if head[:4] in NO_SOUND:
-            raise EngineFailure(f"What came is no PCM: it begins with {head[:4]!r}")
-        if any(start.startswith(head) for start in NO_SOUND):
+        if head[:4] in NOT_PCM:
+            raise EngineFailure(f"Expected WAV or raw PCM but got {NOT_PCM[head[:4]]}")
+        if any(start.startswith(head) for start in NOT_PCM):
             return False
         if not b"RIFF".startswith(head[:4]):
             self.rate = self._bare_rate
             return True
-        at, rate = 12, None
-        while at + 8 <= len(head):
-            name, size = struct.unpack_from("<4sI", head, at)
-            if name == b"fmt " and at + 24 <= len(head):
-                rate = _rate(head, at + 8)
+        offset, rate = 12, None
+        while offset + 8 <= len(head):
+            name, size = struct.unpack_from("<4sI", head, offset)
+            if name == b"fmt " and offset + 24 <= len(head):
+                rate = _read_rate(head, offset + 8)
             elif name == b"data" and rate is not None:
-                self.rate, self._buffer = rate, head[at + 8 :]
-                self._left = None if size in UNKNOWN else size // 2 * 2
+                self.rate, self._buffer = rate, head[offset + 8 :]
+                self._bytes_left = None if size in UNKNOWN_LENGTHS else size // 2 * 2
                 return True
-            at += 8 + size + (size & 1)
-        if len(head) > LONGEST_HEADER:
-            raise EngineFailure("A WAV file came without samples")
+            offset += 8 + size + (size & 1)
+        if len(head) > MAX_HEADER_BYTES:
+            raise EngineFailure(f"Expected a WAV file but found no samples in its first {MAX_HEADER_BYTES} bytes")
         return False
 
 
-def _rate(head: bytes, at: int) -> int:
-    tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, at)
+def _read_rate(head: bytes, offset: int) -> int:
+    """Hz, by the chunk ``fmt``."""
+    tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, offset)
     if tag not in (1, 0xFFFE) or channels != 1 or bits != 16 or not MIN_HZ <= rate <= MAX_HZ:
-        raise EngineFailure(f"A WAV file of {channels} channels, {bits} bits and {rate} Hz came; it must be mono PCM16")
+        raise EngineFailure(f"Expected mono PCM16 but got a WAV file of {channels} channels, {bits} bits and {rate} Hz")
     return int(rate)

@@ -1,52 +1,60 @@
-"""When the words of a sentence are spoken: as the voice says, or estimated where it does not know."""
+"""Word times in synthesised speech: those of the TTS, or estimates where it gives none."""
 
 from __future__ import annotations
 
 import re
 
 from echosight.engines import SpeechChunk
-from echosight.media import Word
+from echosight.media import Word, pcm_ms
 
-MS_A_CHARACTER = 65
-"""About 15 characters a second."""
+MS_PER_CHARACTER = 65
+"""About 15 characters per second."""
 
 
 def spread_words(text: str, duration_ms: int) -> tuple[Word, ...]:
-    """The words of `text` spread over `duration_ms` of speech by their length."""
+    """The words of `text` spread over `duration_ms` of speech in proportion to their length."""
     words = re.finditer(r"\S+", text)
     return tuple(Word(duration_ms * word.start() // len(text), word.end()) for word in words)
 
 
-class WordClock:
-    """Gives the words that begin in each piece of a sentence's speech."""
+class WordTimer:
+    """Finds the words that begin in each chunk of a sentence's speech.
+
+    Once a chunk has words, only the words of the TTS count; until then they are estimated from the length of the text.
+    The results are in order, in text and in time, and have no word twice.
+    """
 
     def __init__(self, text: str, rate: int) -> None:
-        self._estimated = list(spread_words(text, MS_A_CHARACTER * len(text)))
+        self._estimated = list(spread_words(text, MS_PER_CHARACTER * len(text)))
         self._rate = rate
-        self._samples = 0
-        self._timed = False
+        self._bytes = 0
+        self._tts_has_words = False
         self._last = Word(0, 0)
 
-    def words(self, piece: SpeechChunk) -> tuple[Word, ...]:
-        self._samples += len(piece.pcm) // 2
-        self._timed = self._timed or bool(piece.words)
-        if self._timed:
-            return self._in_order(piece.words)
-        now_ms = self._samples * 1000 // self._rate
-        begun = tuple(word for word in self._estimated if word.start_ms < now_ms)
+    def words_in(self, chunk: SpeechChunk) -> tuple[Word, ...]:
+        """The words that begin in the next chunk."""
+        self._bytes += len(chunk.pcm)
+        self._tts_has_words = self._tts_has_words or bool(chunk.words)
+        if self._tts_has_words:
+            return self._in_order(chunk.words)
+        begun = tuple(word for word in self._estimated if word.start_ms < self._now_ms)
         del self._estimated[: len(begun)]
         return self._in_order(begun)
 
-    def rest(self) -> tuple[Word, ...]:
-        """The words that were spoken sooner than estimated. Call it when the speech is over."""
-        now_ms = self._samples * 1000 // self._rate
-        late = () if self._timed else tuple(Word(min(word.start_ms, now_ms), word.text_end) for word in self._estimated)
-        return self._in_order(late)
+    def flush(self) -> tuple[Word, ...]:
+        """The speech is over: the words that were expected later, at its end."""
+        if self._tts_has_words:
+            return ()
+        return self._in_order(tuple(Word(min(w.start_ms, self._now_ms), w.text_end) for w in self._estimated))
+
+    @property
+    def _now_ms(self) -> int:
+        return pcm_ms(self._bytes, self._rate)
 
     def _in_order(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
-        kept = []
+        ordered = []
         for word in words:
             if word.text_end > self._last.text_end:
                 self._last = Word(max(word.start_ms, self._last.start_ms), word.text_end)
-                kept.append(self._last)
-        return tuple(kept)
+                ordered.append(self._last)
+        return tuple(ordered)

@@ -1,14 +1,18 @@
+"""Sentences cut out of a stream of text."""
+
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echosight.engines.cascade.sentences import MAX_CHARS, Splitter, speakable
+from echosight.engines.cascade.sentences import MAX_CHARS, SentenceSplitter, strip_markup
 
 
 def split(text: str, size: int = 1) -> list[str]:
-    splitter = Splitter()
-    sentences = [s for at in range(0, len(text), size) for s in splitter.feed(text[at : at + size])]
-    sentences += splitter.finish()
+    splitter = SentenceSplitter()
+    sentences = [s for start in range(0, len(text), size) for s in splitter.push(text[start : start + size])]
+    sentences += splitter.flush()
     assert all(text[s.start :].startswith(s.text) for s in sentences)
     return [s.text for s in sentences]
 
@@ -35,7 +39,7 @@ def test_sentences(text: str, sentences: list[str]) -> None:
     assert split(text) == sentences
 
 
-def test_the_first_piece_may_end_at_a_comma_and_later_ones_may_not() -> None:
+def test_the_first_sentence_may_end_at_a_comma_and_later_ones_may_not() -> None:
     text = "When the long winter was over, the birds came back. When the summer was over, they left again."
     assert split(text) == [
         "When the long winter was over,",
@@ -44,30 +48,30 @@ def test_the_first_piece_may_end_at_a_comma_and_later_ones_may_not() -> None:
     ]
 
 
-def test_a_sentence_is_given_as_soon_as_it_is_complete() -> None:
-    splitter = Splitter()
-    assert splitter.feed("One is here.") == []  # it might be "here.abouts"
-    assert [s.text for s in splitter.feed(" Two")] == ["One is here."]
+def test_a_sentence_comes_as_soon_as_it_is_complete() -> None:
+    splitter = SentenceSplitter()
+    assert splitter.push("One is here.") == []  # it might be "here.abouts"
+    assert [s.text for s in splitter.push(" Two")] == ["One is here."]
 
 
 def test_a_long_sentence_is_cut_at_a_space() -> None:
-    pieces = split("word " * 200)
-    assert len(pieces) > 2
-    assert all(len(piece) <= MAX_CHARS and piece.startswith("word") and piece.endswith("word") for piece in pieces)
+    sentences = split("word " * 200)
+    assert len(sentences) > 2
+    assert all(len(s) <= MAX_CHARS and s.startswith("word") and s.endswith("word") for s in sentences)
 
 
 @given(st.text(alphabet="ab .,!?…\n1-。，\"'", max_size=600), st.integers(1, 40))
-def test_nothing_that_can_be_said_is_lost(text: str, size: int) -> None:
-    said = "".join(split(text, size))
-    assert [c for c in said if c.isalnum()] == [c for c in text if c.isalnum()]
+def test_no_letter_or_digit_is_lost(text: str, size: int) -> None:
+    spoken = "".join(split(text, size))
+    assert [c for c in spoken if c.isalnum()] == [c for c in text if c.isalnum()]
 
 
 @given(st.text())
-def test_what_is_not_spoken_leaves_every_character_in_its_place(text: str) -> None:
-    spoken = speakable(text)
+def test_stripping_markup_leaves_every_other_character_in_its_place(text: str) -> None:
+    spoken = strip_markup(text)
     assert len(spoken) == len(text)
     assert all(a == b or b == " " for a, b in zip(text, spoken, strict=True))
 
 
-def test_marks_and_pictures_are_not_spoken() -> None:
-    assert speakable("**Yes** 😀 `x`").split() == ["Yes", "x"]
+def test_markdown_and_emoji_are_not_spoken() -> None:
+    assert strip_markup("**Yes** 😀 `x`").split() == ["Yes", "x"]

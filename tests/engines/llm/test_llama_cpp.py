@@ -150,7 +150,7 @@ async def test_it_stays_down_after_five_restarts(folder: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     assert server._owner is not None
     await asyncio.wait_for(asyncio.shield(server._owner), 30)
-    assert (server.down, server.restarts, server.up.is_set()) == (True, RESTARTS, False)
+    assert (server.given_up, server.restarts, server.healthy.is_set()) == (True, RESTARTS, False)
     await server.close()
 
 
@@ -159,10 +159,10 @@ async def test_an_unresponsive_process_is_restarted(folder: Path) -> None:
     await server.start()
     first = server.pid
     (folder / "ill").touch()
-    while server.up.is_set():
+    while server.healthy.is_set():
         await asyncio.sleep(0.01)
     (folder / "ill").unlink()
-    await asyncio.wait_for(server.up.wait(), 30)
+    await asyncio.wait_for(server.healthy.wait(), 30)
     assert server.pid != first
     await server.close()
 

@@ -23,6 +23,7 @@ from echosight.errors import EngineFailure, EngineFull
 from echosight.media import AudioChunk, ImageFrame, Transcript
 from echosight.options import GenerateOptions
 from tests.engines.minicpmo.standin import write_voice
+from tests.fakes import ScriptedSTT
 
 SAMPLE = AudioChunk(bytes(24_000), 8_000)
 """A second and a half of a voice."""
@@ -195,49 +196,25 @@ async def test_each_conversation_has_its_own_process(two_processes: MiniCpmEngin
     assert "u:a" in await reply(two_processes, first)
 
 
-class CountingSTT:
-    """An STT whose transcript is the number of bytes that it received."""
-
-    name = "counting"
-
-    def __init__(self) -> None:
-        self.received: dict[str, int] = {}
-
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
-
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        self.received[utterance] = self.received.get(utterance, 0) + len(pcm)
-        return str(self.received[utterance])
-
-    async def finish(self, utterance: str) -> Transcript:
-        return Transcript(str(self.received[utterance]))
-
-    async def forget(self, utterance: str) -> None:
-        del self.received[utterance]
-
-
 async def test_an_stt_transcribes_each_turn_and_forgets_it() -> None:
-    stt = CountingSTT()
+    stt = ScriptedSTT()
     engine = MiniCpmEngine("stand-in", [command("26")], stt=stt)
     await engine.start()
     conversation = Conversation(pending_turn=UserTurn())
     turn = conversation.pending_turn
     assert turn is not None
-    assert await engine.prefill(conversation, turn.add(silence(0.5))) == "16000"
+    assert await engine.prefill(conversation, turn.add(silence(0.5))) == "16000 bytes"
     conversation.add(turn.to_item())
     conversation.pending_turn = None
-    assert await engine.finalize_transcript(conversation, turn) == Transcript("16000")
-    assert stt.received == {}, "a turn that is over was not forgotten"
+    assert await engine.finalize_transcript(conversation, turn) == Transcript("16000 bytes in all")
+    assert not stt.open_streams, "a turn that is over was not forgotten"
     unheard = UserTurn()
     unheard.add(silence(0.25))
-    assert await engine.finalize_transcript(conversation, unheard) == Transcript("8000")
+    assert await engine.finalize_transcript(conversation, unheard) == Transcript("8000 bytes in all")
     conversation.pending_turn = UserTurn()
     await engine.prefill(conversation, conversation.pending_turn.add(silence(0.1)))
     await engine.release(conversation.id)
-    assert stt.received == {}, "a conversation that is over was not forgotten"
+    assert not stt.open_streams, "a conversation that is over was not forgotten"
     await engine.close()
 
 

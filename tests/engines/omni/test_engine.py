@@ -19,34 +19,10 @@ from echosight.errors import EngineFailure
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
 from tests.engines.omni.speech import image_frame, sound
+from tests.fakes import ScriptedSTT
 
 SHORT = GenerateOptions(max_output_tokens=6)
 PACKET = 640
-
-
-class CountingSTT:
-    """An STT whose transcript is the number of samples that it received."""
-
-    name = "counting"
-
-    def __init__(self) -> None:
-        self.samples: dict[str, int] = {}
-        self.forgotten: list[str] = []
-
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
-
-    async def hear(
-        self, utterance: str, pcm: bytes, language: str | None = None, speaker: str | None = None
-    ) -> str | None:
-        self.samples[utterance] = self.samples.get(utterance, 0) + len(pcm) // 2
-        return f"{self.samples[utterance]} so far"
-
-    async def finish(self, utterance: str) -> Transcript:
-        return Transcript(f"{self.samples[utterance]} in all")
-
-    async def forget(self, utterance: str) -> None:
-        self.forgotten.append(utterance)
 
 
 @pytest.fixture
@@ -232,18 +208,18 @@ async def test_a_failing_model_fails_one_response_only(engine: OmniEngine) -> No
 
 
 async def test_an_stt_transcribes_each_turn_and_forgets_it(folders: dict[str, Path]) -> None:
-    stt = CountingSTT()
+    stt = ScriptedSTT()
     engine = load(str(folders["qwen2_5_omni"]), device="cpu", capacity=1, context=512, stt=stt)
     await engine.start()
     conversation = Conversation()
     conversation.pending_turn = turn = UserTurn()
     partial = await engine.prefill(conversation, turn.add(pcm_part(sound(0.1))))
-    assert partial == "1600 so far"
-    assert await engine.finalize_transcript(conversation, turn) == Transcript("1600 in all")
+    assert partial == "3200 bytes"
+    assert await engine.finalize_transcript(conversation, turn) == Transcript("3200 bytes in all")
     conversation.add(turn.to_item())
     conversation.pending_turn = None
-    assert await engine.finalize_transcript(conversation, turn) == Transcript("1600 in all")
-    assert [utterance.endswith(turn.id) for utterance in stt.forgotten] == [True]
+    assert await engine.finalize_transcript(conversation, turn) == Transcript("3200 bytes in all")
+    assert len(stt.streams) == 1 and not stt.open_streams
     await engine.close()
 
 

@@ -1,3 +1,7 @@
+"""Calls and generators in a thread of their own."""
+
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator
@@ -15,13 +19,13 @@ async def worker() -> AsyncGenerator[Worker]:
     await worker.close()
 
 
-async def test_all_work_is_done_in_one_thread_of_that_name(worker: Worker) -> None:
+async def test_all_calls_run_in_one_thread_of_that_name(worker: Worker) -> None:
     names = {await worker.call(lambda: threading.current_thread().name) for _ in range(3)}
     assert len(names) == 1
     assert names.pop().startswith("tested")
 
 
-async def test_errors_come_back(worker: Worker) -> None:
+async def test_errors_reach_the_caller(worker: Worker) -> None:
     with pytest.raises(ZeroDivisionError):
         await worker.call(lambda: 1 // 0)
 
@@ -46,7 +50,7 @@ async def test_a_stream_runs_no_further_than_it_is_read(worker: Worker) -> None:
     assert begun == [0, 1]
 
 
-async def test_a_stream_gives_none_as_any_other_value_and_ends(worker: Worker) -> None:
+async def test_a_stream_may_contain_none(worker: Worker) -> None:
     assert [n async for n in worker.stream(lambda: iter_of([1, None, 2]))] == [1, None, 2]
 
 
@@ -75,6 +79,32 @@ async def test_a_cancelled_reader_leaves_after_the_step_in_progress(worker: Work
     with pytest.raises(asyncio.CancelledError):
         await reader
     assert await worker.call(closed.is_set)
+
+
+async def test_a_closed_worker_starts_again_with_the_next_call(worker: Worker) -> None:
+    for _ in range(2):
+        thread = await worker.call(threading.current_thread)
+        await worker.close()
+        await worker.close()
+        assert not thread.is_alive()
+
+
+async def test_a_call_that_close_drops_is_an_error_and_no_cancellation(worker: Worker) -> None:
+    running, go = threading.Event(), threading.Event()
+
+    def first() -> int:
+        running.set()
+        assert go.wait(10)
+        return 1
+
+    calls = [asyncio.create_task(worker.call(first)), asyncio.create_task(worker.call(lambda: 2))]
+    await asyncio.get_running_loop().run_in_executor(None, running.wait)
+    closing = asyncio.create_task(worker.close())
+    with pytest.raises(RuntimeError, match="The worker tested was closed"):
+        await calls[1]
+    go.set()
+    assert await calls[0] == 1
+    await closing
 
 
 def iter_of(values: list[int | None]) -> Generator[int | None, None, None]:

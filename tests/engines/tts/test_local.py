@@ -1,64 +1,61 @@
-"""Voices in this process: the real programs on tiny checkpoints, where their packages are installed."""
+"""TTS models in this process: the real packages on tiny checkpoints, where they are installed."""
 
 from __future__ import annotations
 
-import stat
-import sys
-import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from echosight.engines import TTS, SpeechChunk
 from echosight.engines.tts import kokoro, piper, pyttsx3, vits
-from echosight.engines.tts.local import LocalTTS, pieces
+from echosight.engines.tts.local import LocalTTS, split_into_chunks
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
+from tests.engines.tts.stand_ins import System, write_piper_program
 
 TEXT = "Hello world, how are you?"
 PLAIN = GenerateOptions()
 
 
 @asynccontextmanager
-async def started(voice: TTS) -> AsyncIterator[TTS]:
-    await voice.start()
+async def started(tts: TTS) -> AsyncIterator[TTS]:
+    await tts.start()
     try:
-        yield voice
+        yield tts
     finally:
-        await voice.close()
+        await tts.close()
 
 
-async def spoken(voice: TTS, text: str = TEXT, options: GenerateOptions = PLAIN) -> list[SpeechChunk]:
-    return [piece async for piece in voice.synthesize(text, options)]
+async def synthesize(tts: TTS, text: str = TEXT, options: GenerateOptions = PLAIN) -> list[SpeechChunk]:
+    return [chunk async for chunk in tts.synthesize(text, options)]
 
 
-def samples(said: list[SpeechChunk]) -> int:
-    return sum(len(piece.pcm) // 2 for piece in said)
+def samples(chunks: list[SpeechChunk]) -> int:
+    return sum(len(chunk.pcm) // 2 for chunk in chunks)
 
 
-def check(said: list[SpeechChunk], rate: int, text: str = TEXT) -> None:
-    """Pieces of 60 ms, and every word of the text in the piece that it begins in."""
-    assert {len(piece.pcm) for piece in said[:-1]} <= {2 * (rate * 60 // 1000)}
-    words = [word for piece in said for word in piece.words]
+def check(chunks: list[SpeechChunk], rate: int, text: str = TEXT) -> None:
+    """Chunks of 60 ms, and every word of the text in the chunk in which it begins."""
+    assert {len(chunk.pcm) for chunk in chunks[:-1]} <= {2 * (rate * 60 // 1000)}
+    words = [word for chunk in chunks for word in chunk.words]
     assert [text[: word.text_end].split()[-1] for word in words] == text.split()
     assert [word.start_ms for word in words] == sorted(word.start_ms for word in words)
-    for n, piece in enumerate(said[:-1]):
-        assert all(60 * n <= word.start_ms < 60 * (n + 1) for word in piece.words)
+    for n, chunk in enumerate(chunks[:-1]):
+        assert all(60 * n <= word.start_ms < 60 * (n + 1) for word in chunk.words)
 
 
-def test_words_that_begin_too_late_come_with_the_last_piece() -> None:
-    said = list(pieces("a b", bytes(4000), 16_000, (Word(0, 1), Word(5000, 3))))
-    assert [piece.words for piece in said] == [(Word(0, 1),), (), (Word(5000, 3),)]
+def test_words_that_begin_too_late_come_at_the_end_of_the_last_chunk() -> None:
+    chunks = list(split_into_chunks("a b", bytes(4000), 16_000, (Word(0, 1), Word(5000, 3))))
+    assert [chunk.words for chunk in chunks] == [(Word(0, 1),), (), (Word(125, 3),)]
 
 
 class Stepwise:
-    """A speaker that counts its steps."""
+    """A `LocalModel` that counts its steps."""
 
     rate = 16_000
     voices: tuple[str, ...] = ("one",)
@@ -78,16 +75,16 @@ class Stepwise:
             self.closed = True
 
 
-async def test_a_voice_that_nobody_hears_stops() -> None:
-    speaker = Stepwise()
-    made: Any = LocalTTS("steps", lambda: speaker, 8_000)  # type: ignore[arg-type, return-value]
-    async with started(made) as voice:
-        assert (voice.rate, voice.voices) == (16_000, ("one",))
-        async with aclosing(voice.synthesize("go on", PLAIN)) as said:
-            await anext(said)
-        assert (speaker.steps, speaker.closed) == (1, True)
+async def test_closing_the_generator_stops_the_model() -> None:
+    model = Stepwise()
+    local: Any = LocalTTS("steps", lambda: model, 8_000)  # type: ignore[arg-type, return-value]
+    async with started(local) as tts:
+        assert (tts.rate, tts.voices) == (16_000, ("one",))
+        async with aclosing(tts.synthesize("go on", PLAIN)) as chunks:
+            await anext(chunks)
+        assert (model.steps, model.closed) == (1, True)
         with pytest.raises(EngineFailure, match="no memory"):
-            await spoken(voice, "break")
+            await synthesize(tts, "break")
 
 
 @pytest.fixture(scope="module")
@@ -100,23 +97,23 @@ def vits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_vits_speaks(vits_folder: Path) -> None:
-    async with started(vits.voice(str(vits_folder), Settings())) as voice:
-        assert voice.rate == 16_000
-        said = await spoken(voice)
-        check(said, voice.rate)
-        assert samples(said) > 8_000
-        assert any(any(piece.pcm) for piece in said)
-        fast = await spoken(voice, options=GenerateOptions(speed=2.0))
-        assert samples(fast) < samples(said)
-        assert samples(await spoken(voice, "…")) == 0
+    async with started(vits.make_tts(str(vits_folder), Settings())) as tts:
+        assert tts.rate == 16_000
+        chunks = await synthesize(tts)
+        check(chunks, tts.rate)
+        assert samples(chunks) > 8_000
+        assert any(any(chunk.pcm) for chunk in chunks)
+        fast = await synthesize(tts, options=GenerateOptions(speed=2.0))
+        assert samples(fast) < samples(chunks)
+        assert samples(await synthesize(tts, "…")) == 0
 
 
-async def test_vits_says_what_is_missing(vits_folder: Path, tmp_path: Path) -> None:
+async def test_a_missing_vits_model_is_a_setup_error(vits_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no folder"):
-        await vits.voice(str(tmp_path / "nowhere"), Settings()).start()
+        await vits.make_tts(str(tmp_path / "nowhere"), Settings()).start()
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SetupError, match="of type 'llama'"):
-        await vits.voice(str(tmp_path), Settings()).start()
+        await vits.make_tts(str(tmp_path), Settings()).start()
 
 
 @pytest.fixture(params=[True, False], ids=["timed", "untimed"])
@@ -129,20 +126,20 @@ def kokoro_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 async def test_kokoro_speaks(kokoro_folder: Path) -> None:
-    async with started(kokoro.voice(str(kokoro_folder), Settings(kokoro_voice="bf_emma"))) as voice:
-        assert (voice.rate, voice.voices) == (24_000, ("bf_emma", "af_heart", "if_sara"))
-        said = await spoken(voice)
-        check(said, voice.rate)
-        assert any(any(piece.pcm) for piece in said)
+    async with started(kokoro.make_tts(str(kokoro_folder), Settings(kokoro_voice="bf_emma"))) as tts:
+        assert (tts.rate, tts.voices) == (24_000, ("bf_emma", "af_heart", "if_sara"))
+        chunks = await synthesize(tts)
+        check(chunks, tts.rate)
+        assert any(any(chunk.pcm) for chunk in chunks)
 
 
 async def test_kokoro_speaks_the_language(kokoro_folder: Path) -> None:
-    async with started(kokoro.voice(str(kokoro_folder), Settings())) as voice:
-        speaker: Any = voice._speaker  # type: ignore[attr-defined]
-        assert speaker._voice(GenerateOptions(language="it-IT")) == "if_sara"
-        assert speaker._voice(GenerateOptions(language="en-GB")) == "af_heart"
-        assert speaker._voice(GenerateOptions(language="ja")) == "af_heart"
-        assert speaker._voice(GenerateOptions(language="it", voice="bf_emma")) == "bf_emma"
+    async with started(kokoro.make_tts(str(kokoro_folder), Settings())) as tts:
+        model: Any = tts._model  # type: ignore[attr-defined]
+        assert model.choose_voice(GenerateOptions(language="it-IT")) == "if_sara"
+        assert model.choose_voice(GenerateOptions(language="en-GB")) == "af_heart"
+        assert model.choose_voice(GenerateOptions(language="ja")) == "af_heart"
+        assert model.choose_voice(GenerateOptions(language="it", voice="bf_emma")) == "bf_emma"
 
 
 def test_words_are_timed_by_their_phonemes() -> None:
@@ -152,12 +149,12 @@ def test_words_are_timed_by_their_phonemes() -> None:
     assert kokoro.word_times("21!", [("t", 0.0), (" ", 0.1), ("w", 0.2)]) == ()
 
 
-def test_kokoro_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_of_kokoro_are_a_setup_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SetupError, match=r"voices-v1\.0\.bin"):
         kokoro.find_files([str(tmp_path)])
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra kokoro"):
-        kokoro.voice(None, Settings())
+        kokoro.make_tts(None, Settings())
 
 
 @pytest.fixture
@@ -170,21 +167,21 @@ def piper_file(tmp_path: Path) -> Path:
 
 async def test_piper_speaks(piper_file: Path) -> None:
     pytest.importorskip("piper")
-    async with started(piper.voice(None, Settings(piper_model_path=str(piper_file)))) as voice:
-        assert (voice.rate, voice.voices) == (16_000, ("ann", "bob"))
-        said = await spoken(voice, options=GenerateOptions(voice="bob"))
-        check(said, voice.rate)
-        assert any(any(piece.pcm) for piece in said)
+    async with started(piper.make_tts(None, Settings(piper_model_path=str(piper_file)))) as tts:
+        assert (tts.rate, tts.voices) == (16_000, ("ann", "bob"))
+        chunks = await synthesize(tts, options=GenerateOptions(voice="bob"))
+        check(chunks, tts.rate)
+        assert any(any(chunk.pcm) for chunk in chunks)
 
 
-async def test_piper_is_refused_where_it_is_broken(piper_file: Path) -> None:
+async def test_a_broken_piper_voice_is_a_setup_error(piper_file: Path) -> None:
     pytest.importorskip("piper")
     piper_file.write_bytes(b"nothing")
     with pytest.raises(SetupError, match="could not be loaded by Piper"):
-        await piper.voice(str(piper_file), Settings()).start()
+        await piper.make_tts(str(piper_file), Settings()).start()
 
 
-def test_piper_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_of_piper_are_a_setup_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tmp_path / "voice.onnx"
     with pytest.raises(SetupError, match=r"piper\.download_voices"):
         piper.read_config(model)
@@ -194,116 +191,56 @@ def test_piper_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         piper.read_config(model)
     monkeypatch.setattr("echosight.engines.runtime.extras.find_spec", lambda _: None)
     with pytest.raises(SetupError, match="uv run --extra piper"):
-        piper.voice(str(model), Settings())
-
-
-PROGRAM = """#!{python}
-import sys
-given = sys.argv[1:]
-assert given[:3] == ["--model", "{model}", "--output_raw"], given
-wish = dict(zip(given[3::2], given[4::2]))
-assert wish == {{"--length_scale": "0.500", "--speaker": "1"}}, wish
-text = sys.stdin.readline()
-if "break" in text:
-    sys.exit(3)
-out = sys.stdout.buffer
-try:
-    while True:
-        out.write(bytes([1, 0]) * 1000)
-        out.flush()
-        if "forever" not in text:
-            break
-except BrokenPipeError:
-    pass
-"""
+        piper.make_tts(str(model), Settings())
 
 
 @pytest.fixture
 def piper_program(tmp_path: Path) -> piper.PiperProgram:
-    model = tmp_path / "voice.onnx"
-    model.touch()
-    (tmp_path / "voice.onnx.json").write_text('{"audio": {"sample_rate": 8000}, "speaker_id_map": {"a": 0, "b": 1}}')
-    program = tmp_path / "piper"
-    program.write_text(PROGRAM.format(python=sys.executable, model=model))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    made = piper.voice(str(model), Settings(piper_exe_path=str(program)))
-    assert isinstance(made, piper.PiperProgram)
-    return made
+    program, model = write_piper_program(tmp_path)
+    tts = piper.make_tts(str(model), Settings(piper_exe_path=str(program)))
+    assert isinstance(tts, piper.PiperProgram)
+    return tts
 
 
-WISH = GenerateOptions(voice="b", speed=2.0)
+OPTIONS = GenerateOptions(voice="b", speed=2.0)
 
 
-async def test_the_program_of_piper_speaks(piper_program: piper.PiperProgram) -> None:
-    said = await spoken(piper_program, "two\nlines", WISH)
-    assert [len(piece.pcm) for piece in said] == [960, 960, 80]
+async def test_the_program_of_piper_speaks(piper_program: piper.PiperProgram, tmp_path: Path) -> None:
+    chunks = await synthesize(piper_program, "two\nlines", OPTIONS)
+    assert [len(chunk.pcm) for chunk in chunks] == [960, 960, 80]
+    arguments = f"--model {tmp_path / 'voice.onnx'} --output_raw --length_scale 0.500 --speaker 1"
+    assert (tmp_path / "arguments").read_text() == arguments
 
 
-async def test_the_program_of_piper_stops_with_its_sentence(piper_program: piper.PiperProgram) -> None:
-    async with aclosing(piper_program.synthesize("forever", WISH)) as said:
-        await anext(said)
+async def test_the_program_of_piper_is_killed_when_the_generator_is_closed(piper_program: piper.PiperProgram) -> None:
+    async with aclosing(piper_program.synthesize("forever", OPTIONS)) as chunks:
+        await anext(chunks)
     with pytest.raises(EngineFailure, match="status 3"):
-        await spoken(piper_program, "break", WISH)
+        await synthesize(piper_program, "break", OPTIONS)
 
 
-async def test_a_program_that_is_none_is_refused(piper_program: piper.PiperProgram, tmp_path: Path) -> None:
+async def test_a_missing_program_of_piper_is_an_error(piper_program: piper.PiperProgram, tmp_path: Path) -> None:
     (tmp_path / "piper").unlink()
     with pytest.raises(EngineFailure, match="cannot be started"):
-        await spoken(piper_program, "hello", WISH)
+        await synthesize(piper_program, "hello", OPTIONS)
     with pytest.raises(SetupError, match="PIPER_EXE_PATH"):
-        piper.voice(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
-
-
-class System:
-    """pyttsx3's engine as far as it is used: it writes a file when it is run."""
-
-    def __init__(self) -> None:
-        self.properties: dict[str, Any] = {
-            "voice": "zoe",
-            "voices": [
-                SimpleNamespace(id="zoe", languages=["en_US"]),
-                SimpleNamespace(id="max", languages=[b"\x05de"]),
-            ],
-        }
-        self.queue: list[tuple[str, str]] = []
-        self.files: list[str] = []
-
-    def getProperty(self, name: str) -> Any:
-        return self.properties[name]
-
-    def setProperty(self, name: str, value: Any) -> None:
-        self.properties[name] = value
-
-    def save_to_file(self, text: str, filename: str) -> None:
-        self.queue.append((text, filename))
-
-    def runAndWait(self) -> None:
-        for text, filename in self.queue:
-            self.files.append(filename)
-            if text == "break":
-                continue
-            with wave.open(filename, "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(22_050)
-                file.writeframes(bytes(2000 * len(text)))
-        self.queue.clear()
+        piper.make_tts(str(tmp_path / "voice.onnx"), Settings(piper_exe_path=str(tmp_path / "piper")))
 
 
 async def test_the_voices_of_the_system_speak() -> None:
     system = System()
-    async with started(LocalTTS("pyttsx3", lambda: pyttsx3.SystemVoiceModel(system), 8_000)) as voice:
-        assert (voice.rate, voice.voices) == (22_050, ("zoe", "max"))
-        check(await spoken(voice, options=GenerateOptions(language="de-AT", speed=1.5)), voice.rate)
+    async with started(LocalTTS("pyttsx3", lambda: pyttsx3.SystemVoiceModel(system), 8_000)) as tts:
+        assert (tts.rate, tts.voices) == (22_050, ("zoe", "max"))
+        check(await synthesize(tts, options=GenerateOptions(language="de-AT", speed=1.5)), tts.rate)
         assert (system.properties["voice"], system.properties["rate"]) == ("max", 270)
-        await spoken(voice)
+        await synthesize(tts)
         assert system.properties["voice"] == "zoe"
         with pytest.raises(EngineFailure, match="no WAV file"):
-            await spoken(voice, "break")
+            await synthesize(tts, "break")
     assert not any(Path(file).exists() for file in system.files)
 
 
-async def test_a_system_without_voices_is_told_of() -> None:
+async def test_a_system_without_voices_is_a_setup_error() -> None:
     pytest.importorskip("pyttsx3")
     with pytest.raises(SetupError, match="espeak-ng"):
-        await pyttsx3.voice("nonsense", Settings()).start()
+        await pyttsx3.make_tts("nonsense", Settings()).start()

@@ -8,7 +8,7 @@ from typing import Any
 
 from echosight.engines.runtime.huggingface.memory import check_memory, free_bytes, weight_bytes
 from echosight.engines.runtime.huggingface.source import first_line
-from echosight.engines.runtime.progress import follow_transformers, tell
+from echosight.engines.runtime.progress import hook_transformers_progress, report
 from echosight.engines.runtime.sampling import SamplingParams
 from echosight.errors import SetupError
 
@@ -38,8 +38,8 @@ def read_checkpoint(source: str, folder: Path, device: str) -> Checkpoint:
     import transformers as installed
 
     transformers: Any = installed
-    tell("weights")
-    follow_transformers()
+    report("weights")
+    hook_transformers_progress()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         has_vision = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

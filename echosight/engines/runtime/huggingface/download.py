@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from echosight.engines.runtime.progress import progress_bar, tell
+from echosight.engines.runtime.progress import progress_bar, report
 
 
 def download(repository: str, files: Iterable[str]) -> Path:
@@ -16,7 +16,7 @@ def download(repository: str, files: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
-    tell("files")
+    report("files")
     bar = progress_bar(tqdm, "files", unit="B")
     return Path(snapshot_download(repository, allow_patterns=list(files), tqdm_class=bar))
 

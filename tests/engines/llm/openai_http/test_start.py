@@ -21,12 +21,12 @@ from tests.engines.upstream import Server, answer, body
         (
             answer({"error": {"message": "bad key"}}, 401),
             "tiny",
-            "wants a key, or another one .401.: bad key; set OPENAI",
+            "authentication failed; check the API key .401.: bad key; set OPENAI",
         ),
         (answer({}, 404), None, "name a model: --model http"),
         (answer({"data": []}), None, "lists no models; name one"),
         (answer([]), None, "it lists no models"),
-        (body(b"<html>"), None, "no JSON"),
+        (body(b"<html>"), None, "not JSON"),
     ],
 )
 async def test_an_unusable_server_is_reported_at_start(
@@ -44,7 +44,7 @@ async def test_a_server_without_a_model_list_may_still_have_the_model(server: Se
     llm = from_url(f"{server.url}/v1#mine", Settings(model=None))
     await llm.start()
     assert text_of(await ask(llm)) == "Hello."
-    assert server.asked(CHAT)[0].json["model"] == "mine"
+    assert server.requests_to(CHAT)[0].json["model"] == "mine"
     await llm.close()
 
 
