@@ -14,6 +14,23 @@ from typing import Any, Literal
 
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk, ImageFrame, Word, pcm_ms
 
+__all__ = [
+    "AudioPart",
+    "Conversation",
+    "ImagePart",
+    "Item",
+    "Part",
+    "Role",
+    "Status",
+    "TextPart",
+    "ToolCall",
+    "ToolResult",
+    "UserTurn",
+    "new_id",
+    "pcm_part",
+    "to_chunk",
+]
+
 Role = Literal["system", "user", "assistant", "tool"]
 Status = Literal["in_progress", "completed", "incomplete"]
 

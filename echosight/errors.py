@@ -8,6 +8,15 @@ EchoSightError
 └── SetupError        the server cannot start: one sentence, and the command that helps
 """
 
+__all__ = [
+    "EchoSightError",
+    "EngineFailure",
+    "EngineFull",
+    "InputError",
+    "SetupError",
+    "WireError",
+]
+
 
 class EchoSightError(Exception):
     """The root. `code` is for programs (snake_case), the message for people."""

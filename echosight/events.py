@@ -14,6 +14,52 @@ from echosight.conversation import Item
 from echosight.media import AudioChunk, ImageFrame, Transcript, Word
 from echosight.options import GenerateChanges, GenerateOptions, SessionChanges, SessionOptions
 
+__all__ = [
+    "AddItem",
+    "Audio",
+    "Cancel",
+    "ClearInput",
+    "CommitInput",
+    "CreateResponse",
+    "Delta",
+    "ErrorRaised",
+    "IdleTimedOut",
+    "Image",
+    "Input",
+    "InputCleared",
+    "InputCommitted",
+    "ItemAdded",
+    "ItemDone",
+    "ItemRemoved",
+    "ItemRetrieved",
+    "ItemTruncated",
+    "OptionsUpdated",
+    "Outcome",
+    "Output",
+    "PlaybackProgress",
+    "RemoveItem",
+    "Reset",
+    "ResponseEnded",
+    "ResponseStarted",
+    "RetrieveItem",
+    "SessionOpened",
+    "SpeechDelta",
+    "SpeechStarted",
+    "SpeechStopped",
+    "Sync",
+    "Synced",
+    "Text",
+    "TextDelta",
+    "ToolCallDelta",
+    "TranscriptUpdated",
+    "TranscriptionFailed",
+    "Truncate",
+    "UpdateOptions",
+    "Usage",
+    "VadLevel",
+    "Waterfall",
+]
+
 # --- inputs ---------------------------------------------------------------------------------------
 
 

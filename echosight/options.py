@@ -10,6 +10,17 @@ from typing import Any, TypedDict
 
 from echosight.media import AudioChunk
 
+__all__ = [
+    "AGGRESSIVENESS",
+    "GenerateChanges",
+    "GenerateOptions",
+    "SessionChanges",
+    "SessionOptions",
+    "TurnDetectionChanges",
+    "TurnDetectionOptions",
+    "apply_changes",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class TurnDetectionOptions:

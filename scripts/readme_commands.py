@@ -1,9 +1,9 @@
-"""Run the commands of a README as they are written, in the folder where it lies.
+"""Run the commands of a README as they are written, in the README's folder.
 
     python scripts/readme_commands.py README.md
 
 Blocks fenced as ``sh run`` are run one after another; each must succeed. A block fenced as ``sh run server`` starts in
-the background, is waited for until ``/health`` answers 200, and is stopped at the end or by the next such block.
+the background; the next block waits until ``/health`` responds with 200. The next such block stops it, or the end.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class Block:
 
 
 def blocks(markdown: str) -> list[Block]:
-    """The blocks to be run, in order; `line` is that of the fence."""
+    """The blocks to run, in order. `line` is the line of the fence."""
     found = re.finditer(r"^(`{3,})[ ]*sh run( server)?[ ]*\n(.*?)^\1[ ]*$", markdown, re.MULTILINE | re.DOTALL)
     return [Block(markdown.count("\n", 0, m.start()) + 1, bool(m[2]), m[3]) for m in found]
 
 
 def start(block: Block, folder: Path, output: int | None = None) -> subprocess.Popen[bytes]:
-    """A shell for the block in a process group of its own, so that all it starts can be stopped."""
+    """A shell for the block, with a new process group, so that `stop` reaches all that it starts."""
     print(f"\n-- line {block.line}\n{block.commands}", end="", flush=True)
     shell = ["bash", "-euo", "pipefail", "-c", block.commands]
-    # Whatever environment this script itself runs in is not the reader's.
+    # Readers do not have the virtual environment that this script may run in.
     env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     return subprocess.Popen(shell, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the whole group to end, and end it if it does not within 15 s."""
+    """End the whole process group; kill it where that takes longer than 15 s."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -60,17 +60,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
 @contextmanager
 def server(block: Block, folder: Path, port: int, limit_s: float) -> Iterator[None]:
-    """The block's server, while it runs and answers. Raises RuntimeError with its output if it does not come up."""
+    """Run the block's server until the context ends. Raises RuntimeError with its output if it does not start."""
     if healthy(port):
-        raise RuntimeError(f"something answers on port {port} already")
+        raise RuntimeError(f"another server is running on port {port} already")
     with tempfile.TemporaryFile() as output:
         process = start(block, folder, output.fileno())
         try:
@@ -78,8 +78,8 @@ def server(block: Block, folder: Path, port: int, limit_s: float) -> Iterator[No
             while not healthy(port):
                 if process.poll() is not None or time.monotonic() > deadline:
                     output.seek(0)
-                    said = output.read().decode(errors="replace")
-                    raise RuntimeError(f"the server of line {block.line} did not come up:\n{said}")
+                    text = output.read().decode(errors="replace")
+                    raise RuntimeError(f"the server of line {block.line} did not start:\n{text}")
                 time.sleep(0.2)
             yield
         finally:
@@ -98,7 +98,7 @@ def run(block: Block, folder: Path, limit_s: float) -> None:
 
 
 def run_all(found: list[Block], folder: Path, port: int, limit_s: float) -> None:
-    """A server stays up for the blocks behind it, up to the next server."""
+    """A server runs for all blocks after it, up to the next server."""
     with ExitStack() as running:
         for block in found:
             if block.server:
@@ -113,12 +113,12 @@ def main() -> None:
     parser.add_argument("readme", type=Path)
     parser.add_argument("--port", type=int, default=int(os.environ.get("SERVER_PORT", "32550")))
     parser.add_argument("--limit-s", type=float, default=600, help="longest time for one block")
-    chosen = parser.parse_args()
-    found = blocks(chosen.readme.read_text(encoding="utf-8"))
+    arguments = parser.parse_args()
+    found = blocks(arguments.readme.read_text(encoding="utf-8"))
     if not found:
-        sys.exit(f"{chosen.readme} has no block that is fenced as `sh run`")
+        sys.exit(f"{arguments.readme} has no block that is fenced as `sh run`")
     try:
-        run_all(found, chosen.readme.resolve().parent, chosen.port, chosen.limit_s)
+        run_all(found, arguments.readme.resolve().parent, arguments.port, arguments.limit_s)
     except RuntimeError as error:
         sys.exit(f"README: {error}")
     print(f"\nREADME: {len(found)} blocks ran")

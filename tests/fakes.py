@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from echosight.conversation import Conversation, Part, UserTurn
-from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary, SpeechChunk, TextChunk, ToolCallChunk
 from echosight.errors import EngineFailure, SetupError
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
@@ -40,9 +40,12 @@ class ScriptedEngine:
     capacity: int = 8
     output_rate: int = 24_000
     voices: tuple[str, ...] = ("one",)
+    stt: STT | None = None
+    llm: LLM | None = None
+    tts: TTS | None = None
     prefilled: list[Part] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
-    asked: list[Conversation] = field(default_factory=list)
+    transcribed_ms: list[int] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
     options: list[GenerateOptions] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     steps: int = 0
@@ -58,18 +61,20 @@ class ScriptedEngine:
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         await asyncio.sleep(0)
-        self.settled.append(turn.duration_ms)
-        text = self.transcripts[min(len(self.settled), len(self.transcripts)) - 1]
+        self.transcribed_ms.append(turn.duration_ms)
+        text = self.transcripts[min(len(self.transcribed_ms), len(self.transcripts)) - 1]
         if isinstance(text, Exception):
             raise text
         return None if text is None else Transcript(text)
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
-        self.asked.append(replace(conversation, items=list(conversation.items)))
+        self.conversations.append(replace(conversation, items=list(conversation.items)))
         self.options.append(options)
-        script = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        script = self.answers[min(len(self.conversations), len(self.answers)) - 1]
         try:
             for chunk in script:
+                if isinstance(chunk, SpeechChunk) and not options.speech:
+                    continue
                 if self.gate is not None:
                     await self.gate.acquire()
                 await asyncio.sleep(0)

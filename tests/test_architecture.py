@@ -35,10 +35,16 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "echosight.routes": (
         {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight"},
-        {"realtime", "system", "openai_common"},
-        {"auth", "openai_errors", "client_secrets", "playout"},
+        {"realtime", "system"},
+        {"auth", "handshake", "openai_errors"},
+        {"dependencies", "errors", "client_secrets", "playout"},
     ),
-    "echosight.server": ({"transport"}, {"manager"}, {"engine_host", "recording", "metrics", "certificate"}),
+    "echosight.server": (
+        {"transport"},
+        {"manager"},
+        {"sessions", "observers"},
+        {"engine_host", "recording", "metrics", "certificate"},
+    ),
     "echosight.session": (
         {"session"},
         {"responses", "item_edits"},

@@ -1,5 +1,8 @@
+"""The committed lock files: versions for everybody, addresses of nobody."""
+
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -69,9 +72,38 @@ def test_stripping_twice_changes_nothing() -> None:
     assert strip(strip(LOCK)) == strip(LOCK)
 
 
+def committed(name: str) -> str:
+    command = ["git", "show", f"HEAD:{name}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_committed_lock_is_stripped() -> None:
-    committed = subprocess.run(
-        ["git", "show", "HEAD:uv.lock"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert "://" not in committed
-    assert strip(committed) == committed
+    lock = committed("uv.lock")
+    assert "://" not in lock
+    assert strip(lock) == lock
+
+
+def test_the_requirements_have_the_versions_of_the_lock_and_hashes() -> None:
+    requirements = committed("requirements.txt")
+    assert "://" not in requirements
+    locked = {(package["name"], package.get("version")) for package in tomllib.loads(committed("uv.lock"))["package"]}
+    pinned = re.findall(r"^([\w.-]+)==([\w.]+)", requirements, re.MULTILINE)
+    assert set(pinned) <= locked
+    assert len(re.findall(r"^[\w.-]+==[^\n]* \\\n    --hash=sha256:[0-9a-f]{64}", requirements, re.MULTILINE)) == len(
+        pinned
+    )
+
+
+def test_the_requirements_are_the_base_install() -> None:
+    pinned = set(re.findall(r"^([\w.-]+)==", committed("requirements.txt"), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    direct = {re.split(r"[\s\[><=;]", name)[0] for name in project["project"]["dependencies"]}
+    assert direct <= pinned
+    assert not pinned & {"pytest", "mypy", "ruff", "torch"}
+
+
+def test_running_the_server_installs_no_tools_of_developers() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["uv"]["default-groups"] == []
+    assert "pytest" in str(project["project"]["optional-dependencies"]["dev"])
+    assert "dev" not in project["dependency-groups"]

@@ -36,31 +36,31 @@ def test_only_marked_blocks_are_run_in_order(tmp_path: Path, port: int) -> None:
 touch not-run
 ```
 ```sh run
-echo one > said
+echo one > output
 ```
 ~~~sh run
 touch not-run
 ~~~
 ``` sh run
-echo two >> said
+echo two >> output
 ```
 """
-    done = run(tmp_path, readme, port)
-    assert done.returncode == 0, done.stderr
-    assert "2 blocks ran" in done.stdout
-    assert (tmp_path / "said").read_text() == "one\ntwo\n"
+    result = run(tmp_path, readme, port)
+    assert result.returncode == 0, result.stderr
+    assert "2 blocks ran" in result.stdout
+    assert (tmp_path / "output").read_text() == "one\ntwo\n"
     assert not (tmp_path / "not-run").exists()
 
 
-def test_a_server_is_up_for_what_follows_and_gone_after(tmp_path: Path, port: int) -> None:
+def test_a_server_runs_for_the_blocks_after_it_and_stops_at_the_end(tmp_path: Path, port: int) -> None:
     (tmp_path / "health").write_text("OK")
-    use = f"""```sh run
-python3 -c 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{port}/health").read())' > said
+    client = f"""```sh run
+python3 -c 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{port}/health").read())' > output
 ```
 """
-    done = run(tmp_path, SERVER + use + SERVER, port)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "said").read_text() == "b'OK'\n"
+    result = run(tmp_path, SERVER + client + SERVER, port)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output").read_text() == "b'OK'\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -78,7 +78,7 @@ python3 -c 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.
         ("```sh\ntrue\n```\n", (), "no block"),
     ],
 )
-def test_what_goes_wrong_is_told(tmp_path: Path, port: int, readme: str, options: tuple[str, ...], reason: str) -> None:
-    done = run(tmp_path, readme, port, *options)
-    assert done.returncode == 1
-    assert reason in done.stderr
+def test_failures_are_reported(tmp_path: Path, port: int, readme: str, options: tuple[str, ...], reason: str) -> None:
+    result = run(tmp_path, readme, port, *options)
+    assert result.returncode == 1
+    assert reason in result.stderr

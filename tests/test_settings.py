@@ -7,20 +7,20 @@ from pydantic import ValidationError
 
 from echosight.options import SessionOptions
 from echosight.settings import Settings
-from model_server import where
+from model_server import public_address
 
 VARIABLES = ("MODEL_ID", "API_TOKENS", "RECORD", "LOG_DIR", "SERVER_NAME", "SERVER_HOST", "SERVER_PORT", "SERVER_VOICE")
 
 
 @pytest.fixture(autouse=True)
-def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable and no `.env` of whoever runs the tests."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no `.env` of the developer who runs the tests."""
     monkeypatch.chdir(tmp_path)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_defaults_are_those_of_the_readme() -> None:
+def test_the_defaults_are_those_of_the_readme() -> None:
     settings = Settings.load([])
     assert (settings.host, settings.port, settings.model, settings.record) == ("127.0.0.1", 32550, None, False)
     assert settings.session_options() == SessionOptions()
@@ -36,10 +36,12 @@ def test_defaults_are_those_of_the_readme() -> None:
     ],
 )
 def test_the_address_that_is_printed_can_be_opened(host: str, address: str) -> None:
-    assert where(Settings(host=host))[0] == address
+    assert public_address(Settings(host=host))[0] == address
 
 
-def test_flag_beats_variable_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_flag_overrides_a_variable_and_that_overrides_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / ".env").write_text("SERVER_PORT=1001\nSERVER_NAME=from file\nMODEL_ID=file\nUNRELATED=1\n")
     monkeypatch.setenv("SERVER_PORT", "1002")
     monkeypatch.setenv("SERVER_NAME", "from environment")
@@ -51,7 +53,7 @@ def test_tokens_open_the_server_to_the_network(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("API_TOKENS", " sesame, two ,")
     settings = Settings.load([])
     assert settings.host == "0.0.0.0"
-    assert [settings.admits(token) for token in ("sesame", "two", "three", "", None)] == [
+    assert [settings.accepts_token(token) for token in ("sesame", "two", "three", "", None)] == [
         True,
         True,
         False,
@@ -62,11 +64,11 @@ def test_tokens_open_the_server_to_the_network(monkeypatch: pytest.MonkeyPatch) 
     assert "sesame" not in repr(settings)
 
 
-def test_without_tokens_everybody_may_come_in() -> None:
-    assert Settings.load([]).admits(None)
+def test_without_tokens_every_client_is_accepted() -> None:
+    assert Settings.load([]).accepts_token(None)
 
 
-def test_unrelated_variables_of_the_shell_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrelated_variables_of_the_shell_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HOST": "x86_64", "PORT": "1", "LANGUAGE": "en_US", "VOICE": "x", "MODEL": "pc105"}.items():
         monkeypatch.setenv(name, value)
     assert Settings.load([]) == Settings.load([])
@@ -97,7 +99,7 @@ def test_turn_settings_reach_the_session() -> None:
         (["--port"], "", "expected one argument"),
     ],
 )
-def test_a_mistake_ends_with_a_sentence(
+def test_an_invalid_value_ends_the_program_with_one_sentence(
     argv: list[str],
     variable: str,
     sentence: str,
@@ -107,24 +109,24 @@ def test_a_mistake_ends_with_a_sentence(
     monkeypatch.setenv("SERVER_PORT", variable)
     with pytest.raises(SystemExit) as ended:
         Settings.load(argv)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert sentence in said
-    assert "Traceback" not in said
+    assert sentence in output
+    assert "Traceback" not in output
 
 
 def test_help_names_flag_variable_and_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         Settings.load(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    assert "--port PORT port to listen at [SERVER_PORT, default 32550]" in said
-    assert "--record, --no-record" in said
-    assert "[MODEL_ID]" in said
-    assert "--api-tokens" not in said
+    assert "--port PORT port to listen on (0: any free one) [SERVER_PORT, default 32550]" in output
+    assert "--record, --no-record" in output
+    assert "[MODEL_ID]" in output
+    assert "--api-tokens" not in output
 
 
-def test_it_cannot_be_changed() -> None:
+def test_settings_cannot_be_changed() -> None:
     settings = Settings(port=0)
     with pytest.raises(ValidationError):
         settings.port = 1

@@ -61,7 +61,7 @@ Chunk = TextChunk | SpeechChunk | ToolCallChunk | GenerationSummary
 
 
 class Engine(Protocol):
-    """A model. Conversations are told apart by `conversation.id`; calls for one never overlap."""
+    """A model, or several that work together. Calls for one conversation, known by its `id`, never overlap."""
 
     @property
     def name(self) -> str:
@@ -79,35 +79,47 @@ class Engine(Protocol):
     def voices(self) -> tuple[str, ...]:
         """Names of the voices that a response may be spoken in; empty where there is no choice."""
 
+    @property
+    def stt(self) -> STT | None:
+        """Its speech to text, where it has one by itself; also for plain endpoints."""
+
+    @property
+    def llm(self) -> LLM | None:
+        """Its language model, where it has one by itself."""
+
+    @property
+    def tts(self) -> TTS | None:
+        """Its text to speech, where it has one by itself; also for plain endpoints."""
+
     async def start(self) -> None:
-        """Load. /health answers 503 until it returns. Raises `SetupError`."""
+        """Load. /health answers 503 until it returns. May be called again after `close`. Raises `SetupError`."""
 
     async def close(self) -> None:
-        """Stop whatever it runs."""
+        """Free the model. Fine without `start`, and twice."""
 
     async def prefill(self, conversation: Conversation, part: Part) -> str | None:
-        """A part was appended to `conversation.open`: compute ahead, or do nothing.
+        """A part was appended to `conversation.pending_turn`: compute ahead, or do nothing.
 
-        Speech comes as AudioParts of any length at `INPUT_SAMPLE_RATE`. Returns what was understood of the turn so far,
-        None where nothing new is known.
+        Speech comes as AudioParts of any length at `INPUT_SAMPLE_RATE`. Returns the partial transcript of the turn
+        where it has changed, None otherwise.
         """
 
     async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
         """The user seems to have finished: the final transcript of all speech of `turn`, where the engine makes one.
 
-        Speech that was not prefilled is taken from `turn.pcm`. May be asked early, during a silence; it is void when
-        more is prefilled to the same turn. May be cancelled, and may overlap with the prefill of the next turn.
+        Speech that was not prefilled is taken from `turn.pcm`. May be called early, during a silence; more
+        prefill to the same turn voids the result. May be cancelled, and may overlap with the prefill of the next turn.
         """
 
     def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
-        """Bring the cache into line with the conversation, then answer.
+        """Bring the cache into line with the conversation, then stream the response; its last chunk is the summary.
 
         Runs as fast as it is read and no faster. Closing the generator stops the model within one step.
-        Raises `EngineFailure` where the engine breaks.
+        Raises `EngineFailure`.
         """
 
     async def release(self, conversation_id: str) -> None:
-        """Forget what is cached of a conversation; unknown ids are fine."""
+        """Drop what is cached of a conversation; unknown ids are fine."""
 
 
 class GatedEngine(Engine, Protocol):
@@ -215,6 +227,7 @@ class TTS(Protocol):
         """Speak one sentence as mono PCM16 at `rate` Hz, in chunks.
 
         Words are timed from the sentence's first sample and count its characters; a voice that does not know them
-        gives none. Unknown voices and languages are spoken in a default one. Closing the generator stops the voice
+        gives none. Unknown voices and languages are spoken in a default one. Text without anything to speak may give
+        no chunks. Closing the generator stops the voice
         within one step. Raises `EngineFailure`.
         """

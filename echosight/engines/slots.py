@@ -1,4 +1,4 @@
-"""How many responses an engine generates at once, over all who ask for one."""
+"""How many responses an engine generates at once, over all clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAIT_S = 10.0
 
 
 class GenerationSlots:
-    """Permits to generate, `capacity` of them. Requests that wait are served in the order in which they came."""
+    """Permits to generate, `capacity` of them. Waiting requests are served in the order of their arrival."""
 
     def __init__(self, capacity: int, wait_s: float = WAIT_S) -> None:
         self.capacity = capacity
@@ -25,15 +25,22 @@ class GenerationSlots:
         """Whether a request would have to wait."""
         return self._permits.locked()
 
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
-        """A slot for as long as the context lasts. Raises `EngineFull` where none is free within `wait_s` seconds."""
+    async def acquire(self) -> None:
+        """Take a slot; `release` gives it back. Raises `EngineFull` where none is free within `wait_s` seconds."""
         try:
             async with asyncio.timeout(self.wait_s):
                 await self._permits.acquire()
         except TimeoutError:
             raise EngineFull("All response slots are in use") from None
+
+    def release(self) -> None:
+        self._permits.release()
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """A slot for as long as the context lasts. Raises `EngineFull` as `acquire`."""
+        await self.acquire()
         try:
             yield
         finally:
-            self._permits.release()
+            self.release()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from echosight.conversation import Conversation, Part, UserTurn
-from echosight.engines import Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
@@ -25,6 +25,9 @@ class StubEngine:
     capacity = 1000
     output_rate = 24_000
     voices: tuple[str, ...] = ("stub",)
+    stt: STT | None = None
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(self) -> None:
         samples = self.output_rate * STUB_CHUNK_MS // 1000

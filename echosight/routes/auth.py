@@ -1,19 +1,20 @@
-"""Who calls: tokens, uids, and the limit on what a body may weigh."""
+"""Who may call: tokens, web origins, and the identity of a client."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
-from dataclasses import dataclass
+import re
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
 from echosight.errors import InputError
-from echosight.server.manager import StreamManager
-from echosight.settings import Settings
+from echosight.routes.dependencies import settings_of
+from echosight.server.sessions import Client
 
 log = logging.getLogger(__name__)
 
@@ -21,59 +22,46 @@ MAX_UID_CHARS = 256
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """One user of the server. `key` tells sessions apart: a uid under one token is nobody under another."""
-
-    uid: str
-    key: str
-
-
-def settings_of(connection: HTTPConnection) -> Settings:
-    settings: Settings = connection.app.state.settings
-    return settings
-
-
-def manager_of(connection: HTTPConnection) -> StreamManager:
-    manager: StreamManager = connection.app.state.manager
-    return manager
-
-
 def token_of(connection: HTTPConnection) -> str | None:
-    """The caller's token: ``Authorization: Bearer``, ``api-key``, or the query's ``token``."""
+    """The client's token: ``Authorization: Bearer``, ``api-key``, or the query's ``token``."""
     scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
     return connection.headers.get("api-key") or connection.query_params.get("token")
 
 
-def admit(connection: HTTPConnection) -> None:
-    """A dependency of every guarded route. Raises `InputError` 401."""
-    if not settings_of(connection).admits(token_of(connection)):
+def hash_token(token: str | None) -> str:
+    """What the server keeps of a token to recognise its owner."""
+    return hashlib.sha256((token or "").encode()).hexdigest()
+
+
+def require_token(connection: HTTPConnection) -> None:
+    """A dependency of every protected route. Raises `InputError` 401."""
+    if not settings_of(connection).accepts_token(token_of(connection)):
         raise InputError("Missing or wrong token", code="invalid_api_key", status=401)
 
 
-def refuse_foreign_page(socket: HTTPConnection) -> None:
-    """Any page on the web may open a socket to this machine; without tokens, only its origin tells it from ours.
+def check_origin(socket: HTTPConnection) -> None:
+    """Guards against cross-site WebSocket hijacking: without tokens, the Origin header is the only check.
 
     Raises `InputError` 403 for a page that is neither the server's own, nor one of this machine, nor in `cors_origins`.
-    Callers that are no pages name no origin.
+    Clients other than browsers send no Origin.
     """
     origin, settings = socket.headers.get("origin"), settings_of(socket)
     if origin is None or settings.api_tokens or {origin, "*"} & set(settings.cors_origins):
         return
     with contextlib.suppress(ValueError):
         page = urlsplit(origin)
-        ours = (socket.headers.get("host"), socket.headers.get("x-forwarded-host"))
-        if page.hostname in LOOPBACK or (page.netloc and page.netloc in ours):
+        own_hosts = (socket.headers.get("host"), socket.headers.get("x-forwarded-host"))
+        if page.hostname in LOOPBACK or (page.netloc and page.netloc in own_hosts):
             return
-    log.warning("A page of %.100r may not call here; --cors-origins lets its origin in", origin)
-    raise InputError("Pages of other origins may not call; see --cors-origins", code="foreign_origin", status=403)
+    log.warning("Refused a socket to a page of origin %.100r; --cors-origins can allow it", origin)
+    raise InputError("Origin not allowed; add it to --cors-origins", code="foreign_origin", status=403)
 
 
-def caller(connection: HTTPConnection) -> Client:
-    """Who calls, by the header ``uid``; sockets may use the query instead. Raises `InputError` 400 or 401."""
-    admit(connection)
+def client_of(connection: HTTPConnection) -> Client:
+    """The client by its header ``uid``; sockets may use the query instead. Raises `InputError` 400 or 401."""
+    require_token(connection)
     uid = connection.headers.get("uid")
     if uid is None and connection.scope["type"] == "websocket":
         uid = connection.query_params.get("uid")
@@ -81,20 +69,20 @@ def caller(connection: HTTPConnection) -> Client:
         raise InputError("Missing uid in headers", code="missing_uid")
     if len(uid) > MAX_UID_CHARS:
         raise InputError(f"uid is longer than {MAX_UID_CHARS} characters", code="invalid_uid")
-    owner = hashlib.sha256((token_of(connection) or "").encode()).hexdigest()[:16] if _guarded(connection) else ""
-    return Client(uid, f"{owner}/{uid}")
+    owner = hash_token(token_of(connection))[:16] if auth_enabled(connection) else ""
+    return Client(f"{owner}/{uid}", uid, "echosight", client_kind(connection))
 
 
-def _guarded(connection: HTTPConnection) -> bool:
+def client_kind(connection: HTTPConnection) -> str:
+    """The kind of program that connects, for the log: ``browser``, or the product that its User-Agent names."""
+    product = connection.headers.get("user-agent", "").partition("/")[0]
+    if product == "Mozilla":
+        return "browser"
+    return product if re.fullmatch(r"[\w.-]{1,40}", product, re.ASCII) else "unknown"
+
+
+def auth_enabled(connection: HTTPConnection) -> bool:
     return bool(settings_of(connection).api_tokens)
 
 
-async def body_of(request: Request) -> bytes:
-    """The request's body. Raises `InputError` 413 as soon as it is larger than allowed."""
-    limit = settings_of(request).max_body_bytes
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise InputError(f"The body is larger than {limit} bytes", code="too_large", status=413)
-    return bytes(body)
+ClientDep = Annotated[Client, Depends(client_of)]

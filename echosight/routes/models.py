@@ -1,43 +1,40 @@
-"""`/v1/models`: the one model that answers."""
+"""`/v1/models`: the server's one model."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 
 from echosight.errors import InputError
-from echosight.routes.auth import admit, body_of, manager_of, settings_of
+from echosight.routes.auth import require_token
+from echosight.routes.dependencies import ManagerDep
 from echosight.routes.openai_errors import OpenAIErrorRoute
-from echosight.settings import Settings
+from echosight.server.manager import StreamManager
 
 Json = dict[str, Any]
 
-router = APIRouter(tags=["OpenAI"], route_class=OpenAIErrorRoute)
-Admitted = Annotated[None, Depends(admit)]
-Chosen = Annotated[Settings, Depends(settings_of)]
-Body = Annotated[bytes, Depends(body_of)]
-
+router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_token)], route_class=OpenAIErrorRoute)
 
 STARTED = int(time.time())
 
 
 @router.get("/v1/models")
-async def models(request: Request, _: Admitted) -> Json:
-    """The one model there is."""
-    return {"object": "list", "data": [_model(request)]}
+async def list_models(manager: ManagerDep) -> Json:
+    """The list with the one model of this server."""
+    return {"object": "list", "data": [_model(manager)]}
 
 
 @router.get("/v1/models/{name:path}")
-async def model(request: Request, name: str, _: Admitted) -> Json:
+async def get_model(name: str, manager: ManagerDep) -> Json:
     """The model by its name."""
-    known = _model(request)
-    if name != known["id"]:
-        message = f"The model '{name}' does not exist: this server has '{known['id']}'"
+    model = _model(manager)
+    if name != model["id"]:
+        message = f"The model '{name}' does not exist: this server has '{model['id']}'"
         raise InputError(message, code="model_not_found", param="model", status=404)
-    return known
+    return model
 
 
-def _model(request: Request) -> Json:
-    return {"id": manager_of(request).engine.name, "object": "model", "created": STARTED, "owned_by": "echosight"}
+def _model(manager: StreamManager) -> Json:
+    return {"id": manager.engine.name, "object": "model", "created": STARTED, "owned_by": "echosight"}

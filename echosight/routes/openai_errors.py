@@ -1,61 +1,64 @@
-"""How OpenAI's clients are told what is wrong: ``{"error": {message, type, param, code}}``, whatever it is."""
+"""Errors in OpenAI's shape: ``{"error": {message, type, param, code}}``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from echosight.errors import EchoSightError, EngineFull, InputError
+from echosight.errors import EchoSightError, InputError
+from echosight.routes.errors import headers_of, status_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class OpenAIErrorRoute(APIRoute):
-    """A route whose errors are told that way."""
+    """A route that renders errors in OpenAI's shape."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
-        async def careful(request: Request) -> Response:
+        async def handle_errors(request: Request) -> Response:
             try:
                 return await handle(request)
             except EchoSightError as error:
-                return refusal(error)
+                return openai_error_response(error)
             except RequestValidationError as error:
-                param, message = fault(error.errors())
-                return refusal(InputError(message, param=param))
+                param, message = first_error(error.errors())
+                return openai_error_response(InputError(message, param=param))
             except HTTPException as error:
-                return refusal(InputError(str(error.detail), code="invalid_request", status=error.status_code))
+                wrapped = InputError(str(error.detail), code="invalid_request", status=error.status_code)
+                return openai_error_response(wrapped)
 
-        return careful
-
-
-def refusal(error: EchoSightError) -> JSONResponse:
-    kind, status, headers = "server_error", 500, {}
-    param: str | None = None
-    match error:
-        case InputError():
-            kind, status, param = "invalid_request_error", error.status, error.param
-            if status == 401:
-                headers = {"WWW-Authenticate": "Bearer"}
-        case EngineFull():
-            status, headers = 503, {"Retry-After": str(error.retry_after)}
-        case _:
-            pass
-    told = {"message": error.message, "type": kind, "param": param, "code": error.code}
-    return JSONResponse({"error": told}, status, headers)
+        return handle_errors
 
 
-def fault(errors: Sequence[Any]) -> tuple[str | None, str]:
-    """The field at fault and a message that names it: of the members of a union, the one that was meant."""
+def openai_error_response(error: EchoSightError) -> JSONResponse:
+    kind, param = ("invalid_request_error", error.param) if isinstance(error, InputError) else ("server_error", None)
+    body = {"message": error.message, "type": kind, "param": param, "code": error.code}
+    return JSONResponse({"error": body}, status_of(error), headers_of(error))
+
+
+def validate(model: type[Model], body: bytes) -> Model:
+    """The JSON body as a model. Raises `InputError` that names the field at fault."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        param, message = first_error(error.errors(include_url=False, include_input=False, include_context=False))
+        raise InputError(message, code="invalid_value", param=param) from error
+
+
+def first_error(errors: Sequence[Any]) -> tuple[str | None, str]:
+    """(param, message) of the deepest validation error: for a union, the member that matched furthest."""
     error = max(errors, key=lambda e: len(e["loc"]))
-    # pydantic puts the names of union members, and FastAPI the word body, in between.
+    # pydantic puts the names of union members into the path, and FastAPI the word body.
     steps = [str(step) for step in error["loc"] if "[" not in str(step) and step not in ("body", "str")]
     param = ".".join(steps) or None
     return param, f"{param or 'body'}: {error['msg']}"

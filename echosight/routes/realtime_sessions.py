@@ -9,43 +9,45 @@ from fastapi import APIRouter, Depends, Request
 
 from echosight.conversation import new_id
 from echosight.errors import InputError, WireError
-from echosight.routes.auth import admit, body_of, manager_of, settings_of
-from echosight.routes.client_secrets import ClientSecret
+from echosight.routes.auth import require_token
+from echosight.routes.client_secrets import ClientSecret, client_secrets_of
+from echosight.routes.dependencies import body_of, manager_of, settings_of
 from echosight.routes.openai_errors import OpenAIErrorRoute
-from echosight.routes.realtime import SESSION_S, desk_of
+from echosight.routes.realtime import SESSION_S
 from echosight.wire.fields import read_json
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
 
-router = APIRouter(tags=["Realtime"], dependencies=[Depends(admit)], route_class=OpenAIErrorRoute)
+router = APIRouter(tags=["Realtime"], dependencies=[Depends(require_token)], route_class=OpenAIErrorRoute)
 
 
 @router.post("/v1/realtime/client_secrets")
 async def client_secrets(request: Request) -> dict[str, Any]:
     """An ephemeral key for a browser, and the session that it will open."""
-    body = await _body(request)
+    body = await _json_object(request)
     session = {} if body.get("session") is None else body["session"]
     if not isinstance(session, dict):
         raise WireError("session must be an object", code="invalid_type", param="session")
-    secret, shown = _issue(request, {"type": "realtime", **session}, _seconds(body, "expires_after"), flat=False)
-    return {"value": secret.value, "expires_at": secret.expires_at, "session": shown}
+    seconds = _lifetime_s(body, "expires_after")
+    secret, public_session = _issue(request, {"type": "realtime", **session}, seconds, flat=False)
+    return {"value": secret.value, "expires_at": secret.expires_at, "session": public_session}
 
 
 @router.post("/v1/realtime/sessions")
 @router.post("/v1/realtime/transcription_sessions")
 async def sessions(request: Request) -> dict[str, Any]:
-    """The same for beta clients: a flat session with its key inside."""
+    """The same for beta clients: a flat session that contains its key."""
     transcribes = request.url.path.endswith("transcription_sessions")
-    body = await _body(request)
-    inside = body.pop("client_secret", None)
-    seconds = _seconds(inside, "expires_after") if isinstance(inside, dict) else 60
-    secret, shown = _issue(request, body, seconds, flat=True, transcribes=transcribes)
-    return shown | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
+    body = await _json_object(request)
+    lifetime = body.pop("client_secret", None)
+    seconds = _lifetime_s(lifetime, "expires_after") if isinstance(lifetime, dict) else 60
+    secret, public_session = _issue(request, body, seconds, flat=True, transcribes=transcribes)
+    return public_session | {"client_secret": {"value": secret.value, "expires_at": secret.expires_at}}
 
 
 def _issue(
     request: Request, session: dict[str, Any], seconds: int, *, flat: bool, transcribes: bool = False
 ) -> tuple[ClientSecret, dict[str, Any]]:
-    """A key for a session. Raises `WireError` where there cannot be such a one."""
+    """A key, and the session that it opens as clients see it. Raises `WireError` where the session is invalid."""
     manager, settings = manager_of(request), settings_of(request)
     model = session.get("model")
     template = SessionTemplate(
@@ -56,11 +58,11 @@ def _issue(
     )
     wire = RealtimeWire(template, settings.session_options(), beta=flat)
     wire.configure(session, flat=flat)
-    secret = desk_of(request).secrets.issue(seconds, session, flat, transcribes)
+    secret = client_secrets_of(request).issue(seconds, session, flat, transcribes)
     return secret, {**wire.session_json(wire.opening_options()), "id": new_id("sess")}
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _json_object(request: Request) -> dict[str, Any]:
     data = await body_of(request)
     body = read_json(data) if data else {}
     if not isinstance(body, dict):
@@ -68,11 +70,12 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _seconds(body: dict[str, Any], name: str) -> int:
-    given = {} if body.get(name) is None else body[name]
-    if isinstance(given, dict) and given.get("anchor", "created_at") != "created_at":
+def _lifetime_s(body: dict[str, Any], name: str) -> int:
+    """The key's lifetime in seconds, from the object `name`. Raises `InputError`."""
+    lifetime = {} if body.get(name) is None else body[name]
+    if isinstance(lifetime, dict) and lifetime.get("anchor", "created_at") != "created_at":
         raise InputError(f"{name}.anchor must be 'created_at'", param=f"{name}.anchor")
-    seconds = given.get("seconds", 600) if isinstance(given, dict) else None
+    seconds = lifetime.get("seconds", 600) if isinstance(lifetime, dict) else None
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 10 <= seconds <= 7_200:
         raise InputError(f"{name}.seconds must be between 10 and 7200", param=f"{name}.seconds")
     return seconds

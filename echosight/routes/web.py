@@ -1,4 +1,4 @@
-"""The page at `/`, its files under `/web/`, and what the server says about itself to callers that want JSON."""
+"""The page at `/` and its files under `/web/`; clients that do not ask for HTML get information about the API."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from echosight.routes.auth import admit, manager_of, settings_of
-from echosight.routes.system import about
+from echosight.routes.auth import require_token
+from echosight.routes.dependencies import ManagerDep, SettingsDep
+from echosight.routes.system import api_info
 
 FOLDER = Path(__file__).parent.parent / "web"
 SERVED = {".html", ".css", ".js", ".svg", ".woff2"}
 
-# All that the page needs comes from here: nothing it does can send a voice or a picture elsewhere.
+# The page loads everything from this server, and can send speech and images nowhere else.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -46,30 +47,32 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the page as it is sent; `packed` where that is smaller."""
+    """A file of the page. `gzipped` is None for formats that are compressed already."""
 
     body: bytes
-    packed: bytes | None
+    gzipped: bytes | None
     media_type: str
     etag: str
 
     @classmethod
     def read(cls, path: Path) -> File:
         body = path.read_bytes()
-        packed = gzip.compress(body, mtime=0) if path.suffix != ".woff2" else None
-        kind = {".js": "text/javascript", ".woff2": "font/woff2"}.get(path.suffix) or mimetypes.guess_type(path.name)[0]
-        return cls(body, packed, kind or "application/octet-stream", hashlib.sha256(body).hexdigest()[:20])
+        gzipped = gzip.compress(body, mtime=0) if path.suffix != ".woff2" else None
+        media_type = {".js": "text/javascript", ".woff2": "font/woff2"}.get(path.suffix) or mimetypes.guess_type(
+            path.name
+        )[0]
+        return cls(body, gzipped, media_type or "application/octet-stream", hashlib.sha256(body).hexdigest()[:20])
 
-    def answer(self, request: Request) -> Response:
-        """The file, or 304 where the caller has it already: it asks each time, so that it is never stale."""
-        packed = self.packed if "gzip" in request.headers.get("accept-encoding", "") else None
-        etag = f'"{self.etag}{"-gz" if packed else ""}"'
+    def response(self, request: Request) -> Response:
+        """The file, or 304 where the browser has it. Browsers ask every time, so that no file is stale."""
+        gzipped = self.gzipped if "gzip" in request.headers.get("accept-encoding", "") else None
+        etag = f'"{self.etag}{"-gz" if gzipped else ""}"'
         headers = HEADERS | {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept, Accept-Encoding"}
         if etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        if packed:
+        if gzipped:
             headers["Content-Encoding"] = "gzip"
-        return Response(packed or self.body, headers=headers, media_type=self.media_type)
+        return Response(gzipped or self.body, headers=headers, media_type=self.media_type)
 
 
 FILES = {
@@ -80,12 +83,12 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-async def root(request: Request) -> Response:
-    """A browser gets the page; anybody else what this server is, and where its doors are. Raises `InputError` 401."""
+async def root(request: Request, manager: ManagerDep, settings: SettingsDep) -> Response:
+    """A browser gets the page, any other client information about the API. Raises `InputError` 401."""
     if "text/html" in request.headers.get("accept", ""):
-        return FILES["index.html"].answer(request)
-    admit(request)
-    return JSONResponse(about(manager_of(request), settings_of(request)), headers={"Vary": "Accept"})
+        return FILES["index.html"].response(request)
+    require_token(request)
+    return JSONResponse(api_info(manager, settings), headers={"Vary": "Accept"})
 
 
 @router.get("/web/{name:path}")
@@ -93,4 +96,4 @@ async def file(name: str, request: Request) -> Response:
     """A file of the page."""
     if name not in FILES:
         raise HTTPException(404)
-    return FILES[name].answer(request)
+    return FILES[name].response(request)

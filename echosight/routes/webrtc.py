@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from fractions import Fraction
 from typing import Any
@@ -17,12 +16,14 @@ from echosight.audio.pcm import downmix
 from echosight.conversation import new_id
 from echosight.errors import InputError, SetupError, WireError
 from echosight.media import AudioChunk
-from echosight.routes.auth import body_of, manager_of, settings_of, token_of
-from echosight.routes.client_secrets import ClientSecret
+from echosight.routes.auth import client_kind, token_of
+from echosight.routes.client_secrets import ClientSecret, client_secrets_of
+from echosight.routes.dependencies import body_of, manager_of
 from echosight.routes.openai_errors import OpenAIErrorRoute
-from echosight.routes.playout import FRAME_SAMPLES, RATE, PlayoutBuffer
-from echosight.routes.realtime import asks_for_beta, desk_of, wire_of
+from echosight.routes.playout import FRAME_SAMPLES, SAMPLE_RATE, PlayoutBuffer
+from echosight.routes.realtime import make_wire, require_api_key, wants_beta
 from echosight.server.manager import StreamManager
+from echosight.server.sessions import Client
 from echosight.session.session import Session
 from echosight.wire.fields import read_json
 from echosight.wire.realtime import RealtimeWire
@@ -35,72 +36,68 @@ router = APIRouter(tags=["Realtime"], route_class=OpenAIErrorRoute)
 class Call:
     """One peer connection and its session, from the offer until either side ends it."""
 
-    def __init__(self, peer: Any, manager: StreamManager, key: str, session: Session, wire: RealtimeWire) -> None:
-        self.id = new_id("rtc")
+    def __init__(self, peer: Any, manager: StreamManager, client: Client, session: Session, wire: RealtimeWire) -> None:
         self._peer = peer
         self._manager = manager
-        self._key = key
+        self._client = client
         self._session = session
         self._wire = wire
         self._channel: Any = None
-        self._opened, self._over = asyncio.Event(), asyncio.Event()
+        self._channel_open, self._peer_gone = asyncio.Event(), asyncio.Event()
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue()
-        self._speaker = PlayoutBuffer(self._tell_of_playing, self._played)
-        self._spoken: dict[str, str] = {}
-        """Turns that are being played -> the items that they speak."""
-        peer.on("datachannel", self._channel_opened)
-        peer.on("track", self._track_opened)
-        peer.on("connectionstatechange", self._state_changed)
+        self._playout = PlayoutBuffer(self._on_playout_state, self._on_playout_progress)
+        self._item_of_response: dict[str, str] = {}
+        """Responses that are being played -> the items that they speak."""
+        peer.on("datachannel", self._on_data_channel)
+        peer.on("track", self._on_track)
+        peer.on("connectionstatechange", self._on_connection_state)
         self._track: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def answer(self, sdp: str) -> str:
-        """Our description for the client's. Raises `InputError` where it is none."""
+        """The SDP answer to the client's offer. Raises `InputError` where the offer is invalid."""
         from aiortc import RTCSessionDescription  # type: ignore[import-not-found, unused-ignore]
 
         try:
             await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
-            self._peer.addTrack(_track_of(self._speaker))
+            self._peer.addTrack(_make_track(self._playout))
             await self._peer.setLocalDescription(await self._peer.createAnswer())
         except Exception as error:
-            # aiortc raises whatever a broken description provokes.
+            # aiortc raises exceptions of many kinds for a broken description.
             raise InputError("The SDP offer cannot be answered", code="invalid_offer", param="sdp") from error
-        answered: str = self._peer.localDescription.sdp
-        return answered
+        answer: str = self._peer.localDescription.sdp
+        return answer
 
     async def run(self) -> None:
-        """Carry the session until the call is over; then nothing of it is left."""
-        work = (self._listen(), self._obey(), self._inform())
-        tasks = [asyncio.create_task(w) for w in work]
+        """Carry the session until the call is over, then close both."""
+        receive_audio = asyncio.create_task(self._receive_audio())
+        loops = [asyncio.create_task(self._receive_events()), asyncio.create_task(self._send_events())]
+        peer_gone = asyncio.create_task(self._peer_gone.wait())
+        tasks = [receive_audio, *loops, peer_gone]
         try:
-            async with self._manager.connect(self._key):
-                over = asyncio.create_task(self._over.wait())
-                await asyncio.wait([over, *tasks[1:]], return_when=asyncio.FIRST_COMPLETED)
-                over.cancel()
+            async with self._manager.sessions.connect(self._client):
+                await asyncio.wait([*loops, peer_gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._peer.close()
-            await self._manager.end(self._key)
+            await self._manager.sessions.end(self._client.key, "client_closed")
 
-    def hang_up(self) -> None:
-        self._over.set()
-
-    def _channel_opened(self, channel: Any) -> None:
+    def _on_data_channel(self, channel: Any) -> None:
         if channel.label == CHANNEL:
             self._channel = channel
             channel.on("message", self._messages.put_nowait)
-            self._opened.set()
+            self._channel_open.set()
 
-    def _track_opened(self, track: Any) -> None:
+    def _on_track(self, track: Any) -> None:
         if track.kind == "audio" and not self._track.done():
             self._track.set_result(track)
 
-    def _state_changed(self) -> None:
+    def _on_connection_state(self) -> None:
         if self._peer.connectionState in ("failed", "closed"):
-            self._over.set()
+            self._peer_gone.set()
 
-    async def _listen(self) -> None:
+    async def _receive_audio(self) -> None:
         """The microphone: Opus frames, decoded to 48 kHz."""
         from aiortc.mediastreams import MediaStreamError  # type: ignore[import-not-found, unused-ignore]
 
@@ -112,53 +109,54 @@ class Call:
                 pcm = downmix(samples, len(frame.layout.channels)).tobytes()
                 await self._session.feed(ev.Audio(AudioChunk(pcm, frame.sample_rate)))
 
-    async def _obey(self) -> None:
-        """The client's events."""
+    async def _receive_events(self) -> None:
         while True:
             message = await self._messages.get()
             try:
                 if _is_clear(message):
                     await self._session.stop()
-                    self._speaker.clear()
+                    self._playout.clear()
                     continue
-                for event in await self._read(message):
+                for event in await self._parse(message):
                     await self._session.feed(event)
             except InputError as error:
                 self._session.report_error(
                     ev.ErrorRaised(error.code, error.message, error.param, self._wire.client_event_id)
                 )
 
-    async def _read(self, message: str | bytes) -> list[ev.Input]:
-        return await self._manager.read(len(message), lambda: list(self._wire.receive(message)))
+    async def _parse(self, message: str | bytes) -> list[ev.Input]:
+        return await self._manager.parse(len(message), lambda: list(self._wire.receive(message)))
 
-    async def _inform(self) -> None:
-        """Everything that is told; speech goes to the loudspeaker."""
-        await self._opened.wait()
+    async def _send_events(self) -> None:
+        """Events go over the data channel, speech goes to the playout buffer."""
+        await self._channel_open.wait()
+        for message in self._wire.greet():
+            self._send(message)
         async for event in self._session.events():
             match event:
-                case ev.SpeechDelta(turn, item_id, chunk):
-                    self._spoken[turn] = item_id
-                    self._speaker.say(turn, chunk.pcm)
-                case ev.ResponseEnded(turn, outcome):
-                    self._speaker.end(turn)
+                case ev.SpeechDelta(response_id, item_id, chunk):
+                    self._item_of_response[response_id] = item_id
+                    self._playout.push(response_id, chunk.pcm)
+                case ev.ResponseEnded(response_id, outcome):
+                    self._playout.finish(response_id)
                     if outcome == "cancelled":
-                        self._speaker.clear(turn)
+                        self._playout.clear(response_id)
                 case ev.ItemTruncated(item_id):
-                    for turn in [turn for turn, item in self._spoken.items() if item == item_id]:
-                        self._speaker.clear(turn)
+                    for response_id in [r for r, item in self._item_of_response.items() if item == item_id]:
+                        self._playout.clear(response_id)
                 case _:
                     pass
             for message in self._wire.send(event):
                 self._send(message)
 
-    def _played(self, turn: str, ms: float) -> None:
-        """The session need not guess how much was heard."""
-        self._session.report_played(self._spoken[turn], ms)
+    def _on_playout_progress(self, response_id: str, ms: float) -> None:
+        """With a media track the server itself knows how much was played."""
+        self._session.report_played(self._item_of_response[response_id], ms)
 
-    def _tell_of_playing(self, what: str, turn: str) -> None:
-        if what != "started":
-            self._spoken.pop(turn, None)
-        self._send(self._wire.replay.add({"type": f"output_audio_buffer.{what}", "response_id": turn}))
+    def _on_playout_state(self, state: str, response_id: str) -> None:
+        if state != "started":
+            self._item_of_response.pop(response_id, None)
+        self._send(self._wire.replay.add({"type": f"output_audio_buffer.{state}", "response_id": response_id}))
 
     def _send(self, message: str | bytes) -> None:
         if self._channel is not None and self._channel.readyState == "open":
@@ -166,7 +164,7 @@ class Call:
 
 
 def _is_clear(message: str | bytes) -> bool:
-    """Whether it is ``output_audio_buffer.clear``, which is about the loudspeaker and no business of the session."""
+    """Whether it is ``output_audio_buffer.clear``, which the call handles itself and not its session."""
     if not isinstance(message, str) or "output_audio_buffer.clear" not in message:
         return False
     with contextlib.suppress(WireError):
@@ -175,30 +173,30 @@ def _is_clear(message: str | bytes) -> bool:
     return False
 
 
-def _track_of(speaker: PlayoutBuffer) -> Any:
-    """The loudspeaker as a track, paced by the clock."""
+def _make_track(playout: PlayoutBuffer) -> Any:
+    """The playout buffer as a media track, paced by the clock."""
     from aiortc import MediaStreamTrack  # type: ignore[import-not-found, unused-ignore]
     from av import AudioFrame  # type: ignore[import-not-found, unused-ignore]
 
-    class Track(MediaStreamTrack):  # type: ignore[misc, unused-ignore]
+    class PlayoutTrack(MediaStreamTrack):  # type: ignore[misc, unused-ignore]
         kind = "audio"
 
         def __init__(self) -> None:
             super().__init__()
-            self._began: float | None = None
+            self._start: float | None = None
             self._samples = 0
 
         async def recv(self) -> Any:
             now = time.monotonic()
-            self._began = now if self._began is None else self._began
-            await asyncio.sleep(self._began + self._samples / RATE - now)
+            self._start = now if self._start is None else self._start
+            await asyncio.sleep(self._start + self._samples / SAMPLE_RATE - now)
             frame = AudioFrame(format="s16", layout="mono", samples=FRAME_SAMPLES)
-            frame.planes[0].update(speaker.frame())
-            frame.pts, frame.sample_rate, frame.time_base = self._samples, RATE, Fraction(1, RATE)
+            frame.planes[0].update(playout.next_frame())
+            frame.pts, frame.sample_rate, frame.time_base = self._samples, SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
             self._samples += FRAME_SAMPLES
             return frame
 
-    return Track()
+    return PlayoutTrack()
 
 
 # --- routes -----------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def _track_of(speaker: PlayoutBuffer) -> Any:
 async def calls(request: Request) -> Response:
     """Answer an SDP offer: raw ``application/sdp``, or a form with ``sdp`` and ``session``.
 
-    Beta clients know it by the shorter path.
+    Beta clients use the shorter path.
     """
     try:
         from aiortc import RTCPeerConnection  # type: ignore[import-not-found, unused-ignore]
@@ -217,55 +215,55 @@ async def calls(request: Request) -> Response:
         missing = SetupError("WebRTC needs aiortc: uv sync --extra webrtc")
         raise InputError(missing.message, code="unsupported", status=501) from error
     token = token_of(request)
-    secret = desk_of(request).secrets.find(token)
-    if secret is None and not settings_of(request).admits(token):
-        raise InputError("Incorrect API key provided.", code="invalid_api_key", status=401)
-    sdp, chosen = await _offer(request)
-    manager, wire = manager_of(request), _wire(request, secret, chosen)
-    key = f"call/{hashlib.sha256(new_id('key').encode()).hexdigest()}"
-    session = await manager.open(key, wire.opening_options())
-    wire.conversation = session.conversation
+    secret = client_secrets_of(request).find(token)
+    if secret is None:
+        require_api_key(request, token)
+    sdp, session_json = await _parse_offer(request)
+    sessions, wire = manager_of(request).sessions, _make_wire(request, secret, session_json)
+    call_id = new_id("rtc")
+    client = Client(_key_of_call(call_id), protocol="webrtc", kind=client_kind(request))
+    entry = await sessions.open(client, wire.opening_options())
+    wire.conversation = entry.session.conversation
     peer = RTCPeerConnection()
-    call = Call(peer, manager, key, session, wire)
+    call = Call(peer, manager_of(request), client, entry.session, wire)
     try:
         answer = await call.answer(sdp)
     except InputError:
         await peer.close()
-        await manager.end(key)
+        await sessions.end(client.key, "client_closed")
         raise
-    running = _calls(request)
-    task = asyncio.create_task(call.run(), name=call.id)
-    running[call.id] = (call, task)
-    task.add_done_callback(lambda _: running.pop(call.id, None))
-    return Response(answer, 201, {"Location": f"/v1/realtime/calls/{call.id}"}, "application/sdp")
+    entry.call = asyncio.create_task(call.run(), name=call_id)
+    return Response(answer, 201, {"Location": f"/v1/realtime/calls/{call_id}"}, "application/sdp")
 
 
-def _wire(request: Request, secret: ClientSecret | None, chosen: dict[str, Any] | None) -> RealtimeWire:
-    """The dialect of a call, with what its form chooses beforehand too. Raises `WireError`."""
-    beta = request.url.path == "/v1/realtime" or asks_for_beta(request)
-    wire = wire_of(request, secret, manager_of(request).live_options(), beta=beta, media_sample_rate=RATE)
-    if chosen is not None:
-        wire.configure(chosen if beta else {"type": "realtime", **chosen}, flat=beta)
+def _key_of_call(call_id: str) -> str:
+    return f"call/{call_id}"
+
+
+def _make_wire(request: Request, secret: ClientSecret | None, session_json: dict[str, Any] | None) -> RealtimeWire:
+    """The wire of a call, with the session object of its form too. Raises `WireError`."""
+    beta = request.url.path == "/v1/realtime" or wants_beta(request)
+    options = manager_of(request).live_options()
+    wire = make_wire(request, secret, options, beta=beta, media_sample_rate=SAMPLE_RATE)
+    if session_json is not None:
+        wire.configure(session_json if beta else {"type": "realtime", **session_json}, flat=beta)
     return wire
 
 
 @router.post("/v1/realtime/calls/{call_id}/hangup")
 async def hangup(request: Request, call_id: str) -> Response:
-    """End a call. Whoever knows its id was given it."""
-    found = _calls(request).get(call_id)
-    if found is None:
+    """End a call. Its id is a secret that only its client knows."""
+    sessions = manager_of(request).sessions
+    entry = sessions.get(_key_of_call(call_id))
+    if entry is None or entry.call is None:
         raise InputError("No such call", code="not_found", status=404, param="call_id")
-    found[0].hang_up()
-    await asyncio.wait([found[1]])
+    await sessions.end(entry.client.key, "client_closed")
+    await asyncio.wait([entry.call])
     return Response(status_code=200)
 
 
-def _calls(request: Request) -> dict[str, tuple[Call, asyncio.Task[None]]]:
-    return desk_of(request).calls
-
-
-async def _offer(request: Request) -> tuple[str, dict[str, Any] | None]:
-    """The SDP and, in a form, the session that goes with it."""
+async def _parse_offer(request: Request) -> tuple[str, dict[str, Any] | None]:
+    """The SDP and, in a form, the session object that goes with it."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return (await body_of(request)).decode(errors="replace"), None
     async with request.form() as form:

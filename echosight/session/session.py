@@ -304,6 +304,7 @@ class Session:
     async def _reset(self) -> None:
         await self._responses.close("client_cancelled")
         self._clear_input()
+        await self._user_input.close()  # a transcription must not outlive what the engine is about to release
         self.conversation.items.clear()
         await self._engine.release(self.conversation.id)
 

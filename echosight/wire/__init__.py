@@ -10,6 +10,11 @@ from typing import Protocol
 
 from echosight.events import Input, Output
 
+__all__ = [
+    "Message",
+    "Wire",
+]
+
 Message = str | bytes
 
 
@@ -18,6 +23,9 @@ class Wire(Protocol):
 
     client_event_id: str | None
     """The client's own id of the message that was received last, for the error that it may cause."""
+
+    def greet(self) -> Iterable[Message]:
+        """Messages that begin each connection, also one that resumes a session; none in most dialects."""
 
     def receive(self, message: Message) -> Iterable[Input]:
         """The inputs of a text or binary message.

@@ -97,6 +97,9 @@ class EchoSightWire:
         self._binary = False
         self._events = False
 
+    def greet(self) -> tuple[Message, ...]:
+        return ()
+
     def receive(self, message: Message) -> Iterator[ev.Input]:
         if isinstance(message, bytes):
             if len(message) % 2:

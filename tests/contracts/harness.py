@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import Generic, Protocol, TypeVar
 
 import pytest
+from PIL import Image
 
-from echosight.media import Word
+from echosight.engines import GenerationSummary
+from echosight.media import ImageFrame, Word
+from echosight.options import GenerateOptions
 
 UNKNOWN_LANGUAGE = "tlh-Latn"
+DEFAULT_OPTIONS = GenerateOptions()
 
 
 class Startable(Protocol):
@@ -27,10 +32,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Running(Generic[P]):
-    """A part. `steps` counts the steps of its model or its server, where that can be seen."""
+    """A part or an engine.
+
+    `steps` counts the steps of its model or its server, where that can be seen. `incremental`: a long output takes many
+    steps, so closing the generator leaves most of them out. `options` are those that the model needs.
+    """
 
     part: P
     steps: Callable[[], int] = lambda: 0
+    incremental: bool = False
+    options: GenerateOptions = DEFAULT_OPTIONS
 
 
 def require(*modules: str) -> None:
@@ -122,3 +133,23 @@ def check_words(words: Iterable[Word], text: str, duration_ms: int) -> None:
         assert not text[word.text_end - 1].isspace()
         assert word.text_end == len(text) or not (text[word.text_end - 1].isalnum() and text[word.text_end].isalnum())
         last = word
+
+
+def check_summary(chunks: Sequence[object]) -> GenerationSummary:
+    """The last chunk is the only summary; its token counts and its finish reason are possible."""
+    summary = chunks[-1]
+    assert isinstance(summary, GenerationSummary)
+    assert not any(isinstance(chunk, GenerationSummary) for chunk in chunks[:-1])
+    assert summary.finish in ("stop", "length", "content_filter")
+    counts = astuple(summary.usage)
+    assert all(isinstance(count, int) and count >= 0 for count in counts)
+    usage = summary.usage
+    assert usage.cached <= usage.input_text + usage.input_audio + usage.input_image
+    return summary
+
+
+def red_image() -> ImageFrame:
+    """A small PNG."""
+    data = io.BytesIO()
+    Image.new("RGB", (120, 90), "red").save(data, "PNG")
+    return ImageFrame(data.getvalue(), "image/png", 120, 90)

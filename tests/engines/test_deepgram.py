@@ -44,17 +44,6 @@ async def deepgram(service: Service) -> AsyncIterator[DeepgramSTT]:
     await stt.close()
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
-    return pauses
-
-
 async def test_partial_texts_come_while_the_user_speaks_and_become_final(
     service: Service, deepgram: DeepgramSTT
 ) -> None:

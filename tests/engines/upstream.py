@@ -1,4 +1,4 @@
-"""A small HTTP server on a real socket that does what it is told, faults included."""
+"""A small HTTP server on a real socket that follows a script, faults included."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Reply:
         await self._writer.drain()
 
     async def until_gone(self) -> None:
-        """Say nothing until the client leaves."""
+        """Send nothing until the client closes the connection."""
         await self._reader.read()
         self.gone.set()
 
@@ -58,7 +58,7 @@ Handler = Callable[[Request, Reply], Awaitable[None]]
 
 
 class Server:
-    """`on(path, …)` says what is done with the requests for a path, one after the other; the last is repeated."""
+    """`on(path, …)` sets the handlers of the requests for a path, one after the other; the last is repeated."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -72,7 +72,7 @@ class Server:
     def on(self, path: str, *handlers: Handler) -> None:
         self._handlers[path] = list(handlers)
 
-    def asked(self, path: str) -> list[Request]:
+    def requests_to(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,18 +123,18 @@ def answer(value: Any, status: int = 200, retry_after: str = "") -> Handler:
 
 
 def body(
-    *pieces: bytes,
+    *chunks: bytes,
     kind: str = "application/json",
     status: int = 200,
     whole: bool = True,
     headers: Headers | None = None,
 ) -> Handler:
-    """The pieces, one after the other; not `whole`: cut off behind them."""
+    """The chunks, one after the other; not `whole`: the connection is cut after them."""
 
     async def handle(request: Request, reply: Reply) -> None:
         await reply.head(status, Content_Type=kind, **(headers or {}))
-        for piece in pieces:
-            await reply.write(piece)
+        for chunk in chunks:
+            await reply.write(chunk)
         if whole:
             await reply.end()
 
@@ -168,8 +168,8 @@ def trickle(data: bytes, kind: str = "application/json", status: int = 200) -> H
     return handle
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": {"content": said}}]}
+def text(delta: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": delta}}]}
 
 
 def finished(reason: str = "stop") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Servers for tests: one that is shared, and one for each test that changes it."""
+"""Servers for tests: one that all share, and one for each test that changes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.serving import Serve, Server, running
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded default, shared by all tests that leave it as it is."""
+    """A server with the built-in engine, shared by all tests that do not change it."""
     with running(tmp_path_factory.mktemp("server")) as shared:
         yield shared
 

@@ -1,4 +1,4 @@
-"""What a client of the EchoSight protocol does, in a few lines."""
+"""A small client of the EchoSight protocol."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def joined(*chunks: AudioChunk) -> AudioChunk:
 
 def pieces(chunk: AudioChunk, seconds: float) -> Iterator[AudioChunk]:
     size = 2 * int(chunk.rate * seconds)
-    for at in range(0, len(chunk.pcm), size):
-        yield AudioChunk(chunk.pcm[at : at + size], chunk.rate)
+    for start in range(0, len(chunk.pcm), size):
+        yield AudioChunk(chunk.pcm[start : start + size], chunk.rate)
 
 
 class Client:
-    """One uid at one server."""
+    """A client with one uid."""
 
     def __init__(self, url: str, uid: str = "me", token: str | None = None) -> None:
         headers = {"uid": uid} | ({"Authorization": f"Bearer {token}"} if token else {})
@@ -67,15 +67,15 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.http.aclose()
 
-    async def post(self, path: str, given: Any = None) -> Record:
-        """The JSON answer, which must be a 200."""
-        response = await self.http.post(path, json=given)
+    async def post(self, path: str, json: Any = None) -> Record:
+        """Post a body; the JSON response, whose status must be 200."""
+        response = await self.http.post(path, json=json)
         assert response.status_code == 200, response.text
         answer: Record = response.json()
         return answer
 
     async def say(self, chunk: AudioChunk, piece_s: float = 0.1) -> list[str]:
-        """Send sound in pieces to /stream; the finish reasons."""
+        """Send audio in pieces to /stream; returns the finish reasons."""
         reasons = []
         for piece in pieces(chunk, piece_s):
             answer = await self.post("/stream", body(sound(piece)))
@@ -83,9 +83,9 @@ class Client:
         return reasons
 
     @asynccontextmanager
-    async def answer(self, given: Record = NOTHING) -> AsyncGenerator[AsyncGenerator[Record]]:
-        """The records of /completions as they come."""
-        async with self.http.stream("POST", "/completions", json=given) as response:
+    async def answer(self, request: Record = NOTHING) -> AsyncGenerator[AsyncGenerator[Record]]:
+        """The records of /completions as they arrive."""
+        async with self.http.stream("POST", "/completions", json=request) as response:
             assert response.status_code == 200, (await response.aread()).decode()
             assert response.headers["content-type"].startswith("text/event-stream")
             yield _records(response)
@@ -103,7 +103,7 @@ async def _records(response: httpx.Response) -> AsyncGenerator[Record]:
 
 
 class Response:
-    """The records of one answer."""
+    """The records of one response."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
@@ -118,7 +118,7 @@ class Response:
 
     @property
     def speech(self) -> AudioChunk:
-        """All its speech; every piece is a WAV of its own with a 44-byte header."""
+        """All its speech; each piece is a complete WAV file with a header of 44 bytes."""
         pcm = bytearray()
         for choice in self.choices[1:]:
             if choice["audio"]:
@@ -135,7 +135,7 @@ class Response:
 
 @asynccontextmanager
 async def subscribed(ws: str, uid: str = "me", **options: Any) -> AsyncGenerator[websockets.ClientConnection]:
-    """A /ws/stream socket that has subscribed, with events."""
+    """A /ws/stream socket that has subscribed to responses and events."""
     async with websockets.connect(f"{ws}/ws/stream?uid={uid}", max_size=None) as socket:
         await socket.send(orjson.dumps({"type": "subscribe", "events": True, **options}).decode())
         acknowledged: Record = {}
@@ -146,7 +146,7 @@ async def subscribed(ws: str, uid: str = "me", **options: Any) -> AsyncGenerator
 
 
 async def until(socket: websockets.ClientConnection, kind: str, seen: list[Record] | None = None) -> Record:
-    """Read on until a note of this type; `seen` collects all that came before."""
+    """Read until a notification of this type; `seen` collects it and all records before it."""
     async with asyncio.timeout(30):
         while True:
             message = await socket.recv()

@@ -1,4 +1,4 @@
-"""A real server process on a port of its own, as a user would start it."""
+"""A real server process on a free port, started as a user would start it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_S = 100
 
 
 class Server:
-    """A running server. `url` and `ws` are its addresses; `log` what it has printed so far."""
+    """A running server. `url` and `ws` are its addresses; `log` is its output so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -40,7 +40,7 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def children(self) -> list[int]:
-        """The process ids of what the server has started."""
+        """The process ids of the server's child processes."""
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
         return [int(pid) for pid in found.stdout.split()]
 
@@ -63,7 +63,7 @@ def running(
 ) -> Iterator[Server]:
     """Start `model_server.py` with these flags and wait until it is healthy; stop it at the end.
 
-    `watch` is given what /health says until then.
+    Until then, `watch` is called with each response of /health.
     """
     port = free_port()
     command = [sys.executable, str(program), "--port", str(port), *flags]
@@ -87,8 +87,8 @@ def running(
 
 
 def _wait_for(server: Server, watch: Watch) -> None:
-    patience = time.monotonic() + START_S
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
         if server.process.poll() is not None:
             break
         try:
@@ -98,5 +98,5 @@ def _wait_for(server: Server, watch: Watch) -> None:
             watch(health.json())
         except httpx.TransportError:
             pass
-        time.sleep(0.05)  # the one thing that sends no event: a server that does not listen yet
+        time.sleep(0.05)  # a server that does not listen yet sends no event
     raise AssertionError(f"the server did not start:\n{server.log}")

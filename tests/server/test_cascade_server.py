@@ -1,4 +1,4 @@
-"""The whole server on parts that others make: real sockets in between, speech in, pieces out."""
+"""The whole server with upstream STT, LLM and TTS servers: real sockets in between, speech in and out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BUILT_IN = ("--stt", "sphinx", "--tts", "espeak")
 
 
 def tone(letters: int) -> bytes:
-    """20 ms of sound a letter, at 16 kHz."""
+    """20 ms of sound for each letter, at 16 kHz."""
     return (9000 * np.sin(np.arange(320 * letters) / 6)).astype("<i2").tobytes()
 
 
@@ -41,16 +41,16 @@ async def speak(request: Request, reply: Reply) -> None:
 
 @pytest.fixture
 async def parts() -> AsyncIterator[Server]:
-    async with upstream() as made:
-        made.on("/v1/models", answer({"data": [{"id": "tiny"}]}))
-        made.on(CHAT, streamed())
-        made.on(HEAR, answer({"text": "Open the window, please."}))
-        made.on(SPEAK, speak)
-        yield made
+    async with upstream() as server:
+        server.on("/v1/models", answer({"data": [{"id": "tiny"}]}))
+        server.on(CHAT, streamed())
+        server.on(HEAR, answer({"text": "Open the window, please."}))
+        server.on(SPEAK, speak)
+        yield server
 
 
 def streamed() -> Handler:
-    """The reply word by word; or nothing much, where the prompt is only sent ahead."""
+    """The reply word by word; an empty one where the prompt is only sent to be prefilled."""
     stream = sse(*(text(word + " ") for word in REPLY.split()), finished(), done=False)
 
     async def handle(request: Request, reply: Reply) -> None:
@@ -74,14 +74,16 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
         assert answered.end == "stop"
         assert abs(answered.speech.seconds - 0.02 * len(REPLY)) < 0.1
         assert np.abs(np.frombuffer(answered.speech.pcm, "<i2")).max() > 8000
-    heard = [decode_audio(request.body[request.body.index(b"RIFF") :]) for request in parts.asked(HEAR) if request.body]
+    heard = [
+        decode_audio(request.body[request.body.index(b"RIFF") :]) for request in parts.requests_to(HEAR) if request.body
+    ]
     assert heard[0].pcm.startswith(spoken.pcm)
-    assert [request.json["input"] for request in parts.asked(SPEAK) if request.body][:2] == [
+    assert [request.json["input"] for request in parts.requests_to(SPEAK) if request.body][:2] == [
         "Yes, the window is open now.",
         "Is there anything else?",
     ]
-    assert {request.json["instructions"] for request in parts.asked(SPEAK) if request.body} == {"Speak calmly."}
-    replies = [request.json["messages"] for request in parts.asked(CHAT) if request.json.get("stream")]
+    assert {request.json["instructions"] for request in parts.requests_to(SPEAK) if request.body} == {"Speak calmly."}
+    replies = [request.json["messages"] for request in parts.requests_to(CHAT) if request.json.get("stream")]
     user = {"role": "user", "content": "Open the window, please."}
     assert replies[0] == [{"role": "system", "content": "Be brief."}, user]
     assert replies[1][:2] == replies[0]
@@ -89,19 +91,19 @@ async def test_three_servers_make_one_conversation(parts: Server, serve: Serve, 
     assert f"tiny at 127.0.0.1:{parts.port}" in served.log
 
 
-async def test_the_prompt_is_read_while_the_user_speaks(parts: Server, serve: Serve, flite: Flite) -> None:
+async def test_the_prompt_is_prefilled_while_the_user_speaks(parts: Server, serve: Serve, flite: Flite) -> None:
     flags = ("--model", f"{parts.url}/v1", *BUILT_IN, "--system-prompt", "Be brief.")
     served = await asyncio.to_thread(serve, *flags)
     async with Client(served.url) as me:
         await me.say(AudioChunk(flite("open the window").pcm + silence(1.0).pcm))
         assert (await me.ask()).end == "stop"
-    first, *_, last = (request.json for request in parts.asked(CHAT))
+    first, *_, last = (request.json for request in parts.requests_to(CHAT))
     assert (first["max_tokens"], first["messages"]) == (1, [{"role": "system", "content": "Be brief."}])
     assert last["stream"]
     assert last["messages"][:1] == first["messages"]
 
 
-async def test_another_answers_where_one_cannot(parts: Server, serve: Serve) -> None:
+async def test_a_second_llm_takes_over_where_the_first_fails(parts: Server, serve: Serve) -> None:
     async with upstream() as broken:
         broken.on(CHAT, answer({"error": {"message": "out of memory"}}, 400))
         broken.on("/v1/models", answer({"data": [{"id": "broken"}]}))
@@ -109,12 +111,12 @@ async def test_another_answers_where_one_cannot(parts: Server, serve: Serve) -> 
         async with Client(served.url) as me:
             for _ in range(2):
                 assert (await me.ask(typed("Open the window."))).text.split() == REPLY.split()
-        assert len(broken.asked(CHAT)) == 1
+        assert len(broken.requests_to(CHAT)) == 1
         assert f"broken at 127.0.0.1:{broken.port} failed (PermanentError); the next in line takes over" in served.log
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_killed_llama_is_back_for_the_next_turn(serve: Serve, tmp_path: Path, kind: str) -> None:
+async def test_a_killed_llama_server_is_restarted_for_the_next_turn(serve: Serve, tmp_path: Path, kind: str) -> None:
     program, model = llama(kind, tmp_path)
     flags = ("--model", model, *BUILT_IN, "--context-size", "256")
     served = await asyncio.to_thread(serve, *flags, LLAMA_EXE_PATH=program)

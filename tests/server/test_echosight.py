@@ -37,25 +37,25 @@ OPEN = "open the window please"
 
 @pytest.fixture
 def spoken(flite: Flite) -> AudioChunk:
-    """Somebody says "open the window please", with a quiet moment before and behind."""
+    """The sentence "open the window please", with silence before and after it."""
     return joined(silence(0.3), flite(OPEN), silence(0.8))
 
 
-def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> str:
+def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> str:
     data = io.BytesIO()
     Image.new("RGB", size, colour).save(data, kind)
     return base64.b64encode(data.getvalue()).decode()
 
 
-async def test_one_shot(server: Server, spoken: AudioChunk) -> None:
+async def test_a_whole_turn_in_one_request(server: Server, spoken: AudioChunk) -> None:
     async with Client(server.url, "one-shot") as me:
         answer = await me.ask(sound(spoken))
     first = answer.records[0]
     assert first["id"] == "one-shot"
     assert [r["response_id"] for r in answer.records] == list(range(1, len(answer.records) + 1))
     assert first["choices"][0]["text"] == "assistant:\n"
-    said = base64.b64decode(first["choices"][0]["audio"])
-    assert said[44:] == spoken.pcm, "the user's own turn comes first"
+    audio = base64.b64decode(first["choices"][0]["audio"])
+    assert audio[44:] == spoken.pcm, "the user's own turn comes first"
     assert "open the window" in answer.text
     assert answer.end == "stop"
     assert answer.choices[-1] | {"audio": None} == {
@@ -71,7 +71,7 @@ async def test_one_shot(server: Server, spoken: AudioChunk) -> None:
 
 
 @pytest.mark.parametrize("path", ["/completions", "/api/v1/completions"])
-async def test_both_spellings_of_a_path(server: Server, path: str) -> None:
+async def test_both_prefixes_of_a_path_are_served(server: Server, path: str) -> None:
     async with Client(server.url, "paths") as me:
         response = await me.http.post(path, json=body(typed("hello")))
     assert response.status_code == 200
@@ -79,20 +79,20 @@ async def test_both_spellings_of_a_path(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize(("rate", "channels", "piece_s"), [(8_000, 1, 0.2), (44_100, 2, 0.013), (48_000, 1, 1.0)])
-async def test_live_at_any_rate_piece_length_and_channel_count(
+async def test_live_audio_of_any_rate_piece_length_and_channel_count(
     server: Server, flite: Flite, rate: int, channels: int, piece_s: float
 ) -> None:
     import soundfile
 
-    # Words that are understood by what a telephone leaves of them too.
+    # Words that the recogniser also understands at 8 kHz.
     chunk = resample(joined(silence(0.3), flite("good morning"), silence(0.8)), rate)
     samples = np.frombuffer(chunk.pcm, np.int16)
     uid = f"live-{rate}"
     async with Client(server.url, uid) as me, me.answer() as records:
         size = int(rate * piece_s)
-        for at in range(0, len(samples), size):
+        for start in range(0, len(samples), size):
             wav = io.BytesIO()
-            soundfile.write(wav, np.stack([samples[at : at + size]] * channels, 1), rate, "PCM_16", format="WAV")
+            soundfile.write(wav, np.stack([samples[start : start + size]] * channels, 1), rate, "PCM_16", format="WAV")
             item = {"data": base64.b64encode(wav.getvalue()).decode(), "format": "wav"}
             await me.post("/stream", body({"type": "input_audio", "input_audio": item}))
         got = [record async for record in records]
@@ -102,22 +102,22 @@ async def test_live_at_any_rate_piece_length_and_channel_count(
     assert got[-1]["waterfall_ms"]["endpoint"] is not None
 
 
-async def test_stream_says_when_the_turn_is_over(server: Server, spoken: AudioChunk) -> None:
+async def test_stream_reports_the_end_of_the_turn(server: Server, spoken: AudioChunk) -> None:
     async with Client(server.url, "reasons") as me:
         reasons = await me.say(spoken)
         assert reasons[0] == "done"
         assert reasons[-1] == "skip"
-        assert (await me.ask()).end == "stop", "the answer waits for who comes late"
+        assert (await me.ask()).end == "stop", "the response waits for a late reader"
 
 
-async def test_an_answer_remembers_the_turn_before(server: Server, spoken: AudioChunk) -> None:
+async def test_a_response_knows_the_previous_turn(server: Server, spoken: AudioChunk) -> None:
     async with Client(server.url, "memory") as me:
         await me.ask(typed("my name is Ada"))
         answer = await me.ask(sound(spoken))
     assert "Ada" in answer.text
 
 
-async def test_speaking_over_the_answer_stops_it(server: Server, spoken: AudioChunk, flite: Flite) -> None:
+async def test_speech_over_a_response_stops_it(server: Server, spoken: AudioChunk, flite: Flite) -> None:
     async with subscribed(server.ws, "barge") as socket:
         await send_sound(socket, spoken)
         seen: list[Record] = []
@@ -131,10 +131,10 @@ async def test_speaking_over_the_answer_stops_it(server: Server, spoken: AudioCh
         truncated = next(r for r in seen if r.get("type") == "truncated")
         whole = "".join(r["choices"][0]["text"] for r in seen if isinstance(r.get("choices"), list))
         assert len(truncated["text"]) < len(whole)
-        assert (await until(socket, "waterfall"))["outcome"] == "completed", "and the next turn is answered"
+        assert (await until(socket, "waterfall"))["outcome"] == "completed", "and the next turn gets a response"
 
 
-async def test_one_socket_for_both_directions(server: Server, spoken: AudioChunk) -> None:
+async def test_one_socket_carries_both_directions(server: Server, spoken: AudioChunk) -> None:
     async with subscribed(server.ws, "socket", sample_rate=16_000, audio="binary") as socket:
         await send_sound(socket, spoken, 0.037)
         texts, speech, notes = "", bytearray(), []
@@ -162,24 +162,24 @@ async def test_one_socket_for_both_directions(server: Server, spoken: AudioChunk
 
 async def test_a_socket_without_subscription_acknowledges_only(server: Server, spoken: AudioChunk) -> None:
     async with websockets.connect(f"{server.ws}/ws/api/v1/stream", additional_headers={"uid": "plain"}) as socket:
-        for given, answer in [
+        for request, reason in [
             (body(raw_sound(spoken)), "skip"),
             (body({"type": "image_data", "image_data": {"data": "", "type": 2}}), "empty audio"),
             (body({"type": "stop_response"}), "stop"),
             ({"messages": []}, ""),
         ]:
-            await socket.send(orjson.dumps(given).decode())
+            await socket.send(orjson.dumps(request).decode())
             assert orjson.loads(await socket.recv())["choices"] == {
                 "role": "assistant",
                 "content": "success",
-                "finish_reason": answer,
+                "finish_reason": reason,
             }
         for wrong in ("{", b"\0\0", '{"messages": 3}'):
             await socket.send(wrong)
             assert "error" in orjson.loads(await socket.recv())
         await socket.send("{")
         assert orjson.loads(await socket.recv())["error"] == "Invalid JSON"
-        await socket.send(b"\xff\xfe", text=True)  # no UTF-8: the one mistake that the WebSocket protocol closes for
+        await socket.send(b"\xff\xfe", text=True)  # not UTF-8: the WebSocket protocol closes the socket
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await socket.recv()
     assert closed.value.rcvd is not None
@@ -187,29 +187,29 @@ async def test_a_socket_without_subscription_acknowledges_only(server: Server, s
 
 
 @pytest.mark.parametrize("spelling", ["image_data", "image", "image_url"])
-async def test_a_picture_shows_in_the_answer(server: Server, spelling: str) -> None:
-    data = picture("red", (64, 48), "PNG")
+async def test_the_response_describes_the_image(server: Server, spelling: str) -> None:
+    data = image("red", (64, 48), "PNG")
     item = (
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
         if spelling == "image_url"
         else {"type": spelling, spelling: {"data": data, "type": 2}}
     )
-    async with Client(server.url, f"picture-{spelling}") as me:
+    async with Client(server.url, f"image-{spelling}") as me:
         answer = await me.ask(typed("what do you see"), item)
     assert "64" in answer.text
     assert "48" in answer.text
     assert "red" in answer.text
 
 
-async def test_a_live_picture_belongs_to_its_turn(server: Server, spoken: AudioChunk) -> None:
-    frame = {"type": "image_data", "image_data": {"data": picture("blue"), "type": 2}}
-    async with Client(server.url, "live-picture") as me, me.answer() as records:
+async def test_a_live_image_belongs_to_its_turn(server: Server, spoken: AudioChunk) -> None:
+    frame = {"type": "image_data", "image_data": {"data": image("blue"), "type": 2}}
+    async with Client(server.url, "live-image") as me, me.answer() as records:
         await me.post("/stream", body(sound(spoken), frame))
         text = "".join([r["choices"][0]["text"] async for r in records])
     assert "blue" in text
 
 
-async def test_stop_stops_the_own_answer_and_no_other(server: Server) -> None:
+async def test_stop_ends_the_clients_own_response_and_no_other(server: Server) -> None:
     async with (
         Client(server.url, "victim") as victim,
         Client(server.url, "stranger") as stranger,
@@ -227,7 +227,7 @@ async def test_stop_stops_the_own_answer_and_no_other(server: Server) -> None:
         assert (await until(socket, "waterfall"))["outcome"] == "cancelled"
 
 
-async def test_two_users_never_hear_each_other(server: Server, flite: Flite) -> None:
+async def test_two_users_never_get_each_others_turns(server: Server, flite: Flite) -> None:
     says = {"ann": OPEN, "ben": "seven of clubs"}
 
     async def live(uid: str) -> str:
@@ -245,7 +245,7 @@ async def test_two_users_never_hear_each_other(server: Server, flite: Flite) -> 
     assert "window" not in ben
 
 
-async def test_options_belong_to_their_caller(server: Server) -> None:
+async def test_options_belong_to_one_client(server: Server) -> None:
     options = {"hd_video": True, "use_audio_prompt": 0, "vad_threshold": 1.0, "assistant_prompt": "Be kind."}
     async with Client(server.url, "options") as me:
         answer = await me.post("/init_options", body({"type": "options", "options": options}))
@@ -265,7 +265,7 @@ async def test_options_belong_to_their_caller(server: Server) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
-async def test_every_threshold_finds_the_turn(server: Server, spoken: AudioChunk, threshold: float) -> None:
+async def test_turns_are_detected_with_any_threshold(server: Server, spoken: AudioChunk, threshold: float) -> None:
     async with Client(server.url, f"threshold-{threshold}") as me:
         await me.post("/init_options", body({"type": "options", "options": {"vad_threshold": threshold}}))
         assert (await me.say(spoken))[-1] == "skip"
@@ -277,8 +277,8 @@ async def test_a_second_reader_is_refused(server: Server) -> None:
         assert refused.status_code == 409
 
 
-async def test_who_comes_back_at_once_is_let_in(server: Server) -> None:
-    """Though the server may not have noticed yet that the stream before is closed."""
+async def test_a_client_that_reconnects_at_once_is_accepted(server: Server) -> None:
+    """The server may not have noticed yet that the previous stream is closed."""
     async with Client(server.url, "restless") as me:
         for _ in range(10):
             async with me.answer():
@@ -295,7 +295,7 @@ async def test_the_client_closing_the_stream_stops_the_model(server: Server) -> 
             assert (await anext(records))["choices"][0]["text"] == "assistant:\n"
 
 
-async def test_mistakes_are_named(server: Server) -> None:
+async def test_errors_name_the_mistake(server: Server) -> None:
     cases = [
         ({"content": b"{"}, 400, "Invalid JSON"),
         ({"json": {"messages": "x"}}, 400, "messages"),
@@ -316,26 +316,26 @@ async def test_mistakes_are_named(server: Server) -> None:
     assert refused.value.response.status_code == 400
 
 
-async def test_a_turn_of_nothing_is_refused(server: Server) -> None:
-    """It would wait for live speech, and who recorded nothing by mistake with it."""
+async def test_an_empty_turn_is_refused(server: Server) -> None:
+    """A client that recorded nothing by mistake would otherwise wait for live speech."""
     async with Client(server.url, "hollow") as me:
         for hollow in (sound(silence(0)), raw_sound(silence(0)), typed("")):
             refused = await me.http.post("/completions", json=body(hollow))
             assert (refused.status_code, refused.json()["code"]) == (400, "empty_turn")
 
 
-async def test_nothing_of_a_refused_request_is_kept(server: Server, spoken: AudioChunk) -> None:
+async def test_a_refused_request_has_no_effect(server: Server, spoken: AudioChunk) -> None:
     async with Client(server.url, "refused") as me:
         refused = await me.http.post("/stream", json=body(sound(spoken), {"type": "dance"}))
         assert refused.status_code == 400
-        assert (await me.say(silence(0.8)))[-1] == "done", "its speech was heard all the same"
+        assert (await me.say(silence(0.8)))[-1] == "done", "its speech was taken in although the request was refused"
 
 
-async def test_feedback_is_data(serve: Serve, tmp_path: Path) -> None:
+async def test_feedback_is_stored_as_data(serve: Serve, tmp_path: Path) -> None:
     server = serve()
     async with Client(server.url, "critic") as me:
-        given = {"response_id": "../../etc/passwd", "rating": "like", "comment": "good"}
-        await me.post("/feedback", given)
+        rating = {"response_id": "../../etc/passwd", "rating": "like", "comment": "good"}
+        await me.post("/feedback", rating)
         for wrong in ({}, {"response_id": "1", "rating": "great"}, {"response_id": 1, "rating": "like"}):
             assert (await me.http.post("/feedback", json=wrong)).status_code == 422
     files = [path for path in (tmp_path / "log_data").rglob("*") if path.is_file()]
@@ -344,12 +344,12 @@ async def test_feedback_is_data(serve: Serve, tmp_path: Path) -> None:
     assert (line["response_id"], line["rating"], line["comment"]) == ("../../etc/passwd", "like", "good")
 
 
-async def test_health_and_metrics(server: Server) -> None:
+async def test_health_and_metrics_are_served(server: Server) -> None:
     async with Client(server.url, "metrics") as me:
         await me.ask(typed("hello"))
         health = (await me.http.get("/api/v1/health")).json()
-        figures = (await me.http.get("/metrics")).text
+        metrics = (await me.http.get("/metrics")).text
     assert health["status"] == "OK"
     assert health["sessions"] >= 1
-    assert 'echosight_turns_total{outcome="completed"}' in figures
-    assert 'stage="first_audio"' in figures
+    assert 'echosight_turns_total{outcome="completed"}' in metrics
+    assert 'stage="first_audio"' in metrics

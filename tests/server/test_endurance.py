@@ -1,4 +1,4 @@
-"""What a server must survive: crashes of its parts, rude clients, strange input, and a full house."""
+"""A server survives crashes of its parts, rude clients, malformed input, and too many sessions."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ bodies = json_values | st.builds(lambda content: {"messages": [{"role": "user", 
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(path=st.sampled_from(ROUTES), given_body=bodies | st.binary(max_size=40))
-def test_no_body_breaks_a_route(server: Server, path: str, given_body: Any) -> None:
-    data = given_body if isinstance(given_body, bytes) else json.dumps(given_body).encode()
+@given(path=st.sampled_from(ROUTES), request_body=bodies | st.binary(max_size=40))
+def test_no_body_makes_a_route_fail(server: Server, path: str, request_body: Any) -> None:
+    data = request_body if isinstance(request_body, bytes) else json.dumps(request_body).encode()
     with httpx.Client(base_url=server.url, headers={"uid": "fuzz"}, timeout=20) as http:
         if path == "/completions":
-            with http.stream("POST", path, content=data) as response:  # a body of nothing waits for /stream
+            with http.stream("POST", path, content=data) as response:  # an empty body waits for /stream
                 assert response.status_code in (200, 400, 413), data
                 return
         response = http.post(path, content=data)
@@ -79,7 +79,7 @@ def test_no_body_breaks_a_route(server: Server, path: str, given_body: Any) -> N
         assert response.json()["detail"]
 
 
-async def test_a_killed_speech_worker_costs_its_turn_and_no_more(serve: Serve, flite: Flite) -> None:
+async def test_a_killed_speech_worker_fails_one_turn_only(serve: Serve, flite: Flite) -> None:
     server = serve("--speech-workers", "1")
     spoken = joined(flite("open the window please"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
@@ -99,7 +99,7 @@ async def test_a_killed_speech_worker_costs_its_turn_and_no_more(serve: Serve, f
         assert "window" in " ".join(r["text"] for r in seen if r.get("type") == "transcript")
 
 
-async def test_a_worker_killed_while_the_user_speaks(serve: Serve, flite: Flite) -> None:
+async def test_the_next_turn_works_after_a_worker_was_killed_while_the_user_spoke(serve: Serve, flite: Flite) -> None:
     server = serve("--speech-workers", "1")
     spoken = joined(flite("open the window please"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
@@ -127,7 +127,7 @@ async def test_a_killed_server_leaves_no_child_behind(serve: Serve) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_server_that_ends_tells_its_readers(serve: Serve) -> None:
+async def test_readers_learn_that_the_server_stops(serve: Serve) -> None:
     server = serve()
     async with Client(server.url, "reader") as me, me.answer(body(typed("say it all once more " * 200))) as records:
         await anext(records)
@@ -138,15 +138,15 @@ async def test_a_server_that_ends_tells_its_readers(serve: Serve) -> None:
     assert "ERROR" not in server.log
 
 
-def test_a_taken_port_is_one_clear_sentence(server: Server) -> None:
+def test_a_port_in_use_is_one_clear_sentence(server: Server) -> None:
     command = [sys.executable, str(ROOT / "model_server.py"), "--port", str(server.port)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert ended.stdout == "", "it does not say where it can be reached"
-    assert ended.stderr == f"model_server.py: Port {server.port} is taken already; choose another one with --port\n"
+    assert ended.stdout == "", "the banner is not printed"
+    assert ended.stderr == f"model_server.py: Port {server.port} is already in use; choose another one with --port\n"
 
 
-async def test_a_full_engine_says_when_to_come_back(serve: Serve) -> None:
+async def test_a_full_engine_says_when_to_try_again(serve: Serve) -> None:
     server = serve("--max-sessions", "1")
     async with subscribed(server.ws, "first"), Client(server.url, "second") as second:
         refused = await second.http.post("/completions", json=body(typed("hello")))
@@ -160,7 +160,7 @@ async def test_a_full_engine_says_when_to_come_back(serve: Serve) -> None:
         assert closed.value.rcvd.code == 1013
 
 
-async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
+async def test_every_route_but_health_needs_a_token(serve: Serve) -> None:
     server = serve("--host", "127.0.0.1", API_TOKENS="red,blue")
     async with httpx.AsyncClient(base_url=server.url, headers={"uid": "me"}) as http:
         assert (await http.get("/health")).status_code == 200
@@ -176,7 +176,7 @@ async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
         async with Client(server.url, "me", token) as me:
             await me.ask(typed(f"my secret is {token}"))
     async with Client(server.url, "me", "red") as me:
-        assert "blue" not in (await me.ask(typed("hello"))).text, "one uid under two tokens is two callers"
+        assert "blue" not in (await me.ask(typed("hello"))).text, "one uid under two tokens is two clients"
     with pytest.raises(websockets.InvalidStatus) as refused:
         await websockets.connect(f"{server.ws}/ws/stream?uid=me&token=green")
     assert refused.value.response.status_code == 401
@@ -186,18 +186,18 @@ async def test_tokens_guard_every_door_but_health(serve: Serve) -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "http://[::1"])
 async def test_a_page_of_another_origin_opens_no_socket(server: Server, origin: str) -> None:
-    """The browser of whoever runs the server would let it."""
+    """A browser would allow it, and send it to a server on the user's own machine."""
     with pytest.raises(websockets.InvalidStatus) as refused:
         await websockets.connect(f"{server.ws}/ws/stream?uid=me", additional_headers={"Origin": origin})
     assert refused.value.response.status_code == 403
-    assert "completing handshake" not in server.log, "a refusal is no error of the server"
+    assert "completing handshake" not in server.log, "a refusal is not logged as an error of the server"
     async with websockets.connect(f"{server.ws}/v1/realtime", additional_headers={"Origin": origin}) as socket:
         assert orjson.loads(await socket.recv())["error"]["code"] == "foreign_origin"
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
 
 
-async def test_pages_that_may_call_open_sockets(server: Server, serve: Serve) -> None:
+async def test_pages_of_allowed_origins_open_sockets(server: Server, serve: Serve) -> None:
     friendly = serve("--cors-origins", "https://friend.example,https://other.example")
     guarded = serve("--host", "127.0.0.1", API_TOKENS="red")
     for one, origin in [
@@ -217,7 +217,7 @@ def resident_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def test_a_client_that_does_not_read_holds_nobody_back(serve: Serve, flite: Flite) -> None:
+async def test_a_client_that_does_not_read_does_not_delay_others(serve: Serve, flite: Flite) -> None:
     server = serve()
     spoken = joined(flite("open the window please"), silence(0.8))
     async with subscribed(server.ws, "deaf", audio="wav") as deaf:
@@ -243,7 +243,7 @@ async def test_a_client_that_does_not_read_holds_nobody_back(serve: Serve, flite
         await asyncio.wait([shouting])
 
 
-async def test_a_client_that_vanishes_frees_its_session(serve: Serve) -> None:
+async def test_the_session_of_a_lost_client_is_closed(serve: Serve) -> None:
     server = serve("--linger-s", "0")
     async with httpx.AsyncClient(base_url=server.url) as http, subscribed(server.ws, "ghost") as socket:
         await socket.send(orjson.dumps(body(typed("say something long " * 20))).decode())
@@ -255,14 +255,14 @@ async def test_a_client_that_vanishes_frees_its_session(serve: Serve) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_too_much_is_refused_with_413(serve: Serve) -> None:
+async def test_oversized_requests_are_refused_with_413(serve: Serve) -> None:
     server = serve("--max-body-bytes", "200000", "--max-image-pixels", "10000", "--max-audio-seconds", "2")
     bomb = io.BytesIO()
     Image.new("1", (20_000, 2_000)).save(bomb, "PNG")
     picture = {"type": "image", "image": {"data": base64.b64encode(bomb.getvalue()).decode()}}
     async with Client(server.url, "greedy") as me:
-        for given_body in (body(typed("x" * 300_000)), body(picture), body(sound(silence(3)))):
-            refused = await me.http.post("/stream", json=given_body)
+        for request_body in (body(typed("x" * 300_000)), body(picture), body(sound(silence(3)))):
+            refused = await me.http.post("/stream", json=request_body)
             assert refused.status_code == 413, refused.text
             assert refused.json()["detail"]
 
@@ -274,7 +274,7 @@ async def test_too_much_is_refused_with_413(serve: Serve) -> None:
         assert chunked.status_code == 413
 
 
-async def test_recording_keeps_what_was_said_and_heard(serve: Serve, flite: Flite, tmp_path: Path) -> None:
+async def test_a_recording_holds_both_sides_of_the_session(serve: Serve, flite: Flite, tmp_path: Path) -> None:
     server = serve("--record", "--linger-s", "0")
     spoken = joined(flite("open the window please"), silence(0.8))
     async with subscribed(server.ws, "on-the-record") as socket:
@@ -290,7 +290,7 @@ async def test_recording_keeps_what_was_said_and_heard(serve: Serve, flite: Flit
 
 
 async def heard(server: Server, uid: str, recording: AudioChunk, speed: float | None) -> list[Any]:
-    """What the session made of a recording that was sent at `speed` times real time (None: as fast as it goes)."""
+    """Events and transcripts of a recording that was sent at `speed` times real time (None: without pauses)."""
     seen: list[Record] = []
     async with subscribed(server.ws, uid) as socket:
 

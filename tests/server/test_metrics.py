@@ -7,7 +7,7 @@ from echosight.events import ErrorRaised, ResponseEnded, Text, Waterfall
 from echosight.server.metrics import Metrics
 
 
-def figures(metrics: Metrics) -> dict[str, float]:
+def samples(metrics: Metrics) -> dict[str, float]:
     """Every sample by its name and labels, as Prometheus would read it."""
     families = text_string_to_metric_families(metrics.render().decode())
     return {
@@ -17,12 +17,12 @@ def figures(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def test_turns_by_outcome_and_stage() -> None:
+def test_responses_are_counted_by_outcome_and_stage() -> None:
     metrics = Metrics("1.2.3", "echo")
-    metrics.turn_ended(ResponseEnded("a", "completed", waterfall=Waterfall(endpoint=400, first_byte=460)))
-    metrics.turn_ended(ResponseEnded("b", "completed", waterfall=Waterfall(endpoint=200)))
-    metrics.turn_ended(ResponseEnded("c", "cancelled"))
-    seen = figures(metrics)
+    metrics.response_ended(ResponseEnded("a", "completed", waterfall=Waterfall(endpoint=400, first_byte=460)))
+    metrics.response_ended(ResponseEnded("b", "completed", waterfall=Waterfall(endpoint=200)))
+    metrics.response_ended(ResponseEnded("c", "cancelled"))
+    seen = samples(metrics)
     assert seen["echosight_turns_total,outcome=completed"] == 2
     assert seen["echosight_turns_total,outcome=cancelled"] == 1
     assert seen["echosight_turn_stage_seconds_count,stage=endpoint"] == 2
@@ -32,20 +32,20 @@ def test_turns_by_outcome_and_stage() -> None:
     assert "echosight_turn_stage_seconds_count,stage=transcript" not in seen
 
 
-def test_sessions_are_counted_when_somebody_looks() -> None:
+def test_sessions_are_counted_at_every_scrape() -> None:
     metrics, sessions = Metrics("1", "echo"), ["a"]
     metrics.count_sessions(lambda: len(sessions))
-    assert figures(metrics)["echosight_sessions"] == 1
+    assert samples(metrics)["echosight_sessions"] == 1
     sessions.append("b")
-    assert figures(metrics)["echosight_sessions"] == 2
+    assert samples(metrics)["echosight_sessions"] == 2
 
 
-def test_inputs_failures_and_build() -> None:
+def test_inputs_and_errors_are_counted_by_kind() -> None:
     metrics = Metrics("1.2.3", "echo")
     metrics.input(Text("secret words"))
     metrics.failure(ErrorRaised("invalid_audio", "no"))
     metrics.failure(EngineFull())
-    seen = figures(metrics)
+    seen = samples(metrics)
     assert seen["echosight_inputs_total,kind=Text"] == 1
     assert seen["echosight_failures_total,code=invalid_audio"] == 1
     assert seen["echosight_failures_total,code=engine_full"] == 1
@@ -53,7 +53,7 @@ def test_inputs_failures_and_build() -> None:
     assert b"secret" not in metrics.render()
 
 
-def test_servers_in_one_process_do_not_share() -> None:
+def test_servers_in_one_process_share_no_metrics() -> None:
     one, other = Metrics("1", "a"), Metrics("1", "b")
-    one.turn_ended(ResponseEnded("t", "failed"))
-    assert "echosight_turns_total,outcome=failed" not in figures(other)
+    one.response_ended(ResponseEnded("t", "failed"))
+    assert "echosight_turns_total,outcome=failed" not in samples(other)

@@ -1,4 +1,4 @@
-"""/v1/realtime on a real server: keys, coming back, and input that no client should send."""
+"""/v1/realtime on a real server: keys, resuming, and input that no client should send."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKEN = "sesame"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with keys, and with wishes for bridge clients."""
+    """A server with tokens and with defaults for bridge clients."""
     variables: dict[str, Any] = {
         "API_TOKENS": f"other,{TOKEN}",
         "DEFAULT_SYSTEM_PROMPT": "be kind",
@@ -61,11 +61,11 @@ class Talk:
         await self.send("response.create")
 
     async def answer(self) -> str:
-        """What the next response that is done says."""
+        """The transcript of the next completed response."""
         response = (await self.until("response.done"))["response"]
         assert response["status"] == "completed", response
-        said: str = response["output"][0]["content"][0]["transcript"]
-        return said
+        transcript: str = response["output"][0]["content"][0]["transcript"]
+        return transcript
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def talk(server: Server, query: str = "", **options: Any) -> AsyncGenerato
 # --- keys -------------------------------------------------------------------------------------------
 
 
-async def test_every_way_to_bring_a_key(guarded: Server) -> None:
+async def test_keys_come_by_header_query_or_subprotocol(guarded: Server) -> None:
     key = f"openai-insecure-api-key.{TOKEN}"
     async with talk(guarded, additional_headers={"Authorization": f"Bearer {TOKEN}"}):
         pass
@@ -103,34 +103,40 @@ async def test_every_way_to_bring_a_key(guarded: Server) -> None:
             assert closed.value.rcvd.code == 3000
 
 
-async def test_ephemeral_keys(guarded: Server) -> None:
+async def test_ephemeral_keys_open_the_session_that_they_were_made_for(guarded: Server) -> None:
     async with httpx.AsyncClient(base_url=guarded.url) as http:
         assert (await http.post("/v1/realtime/client_secrets")).status_code == 401
         http.headers["Authorization"] = f"Bearer {TOKEN}"
         session = {"type": "realtime", "instructions": "be brief", "audio": {"output": {"speed": 1.25}}}
-        given = {"expires_after": {"anchor": "created_at", "seconds": 60}, "session": session}
-        made = (await http.post("/v1/realtime/client_secrets", json=given)).json()
-        assert made["value"].startswith("ek_")
-        assert made["session"]["instructions"] == "be brief"
+        request = {"expires_after": {"anchor": "created_at", "seconds": 60}, "session": session}
+        secret = (await http.post("/v1/realtime/client_secrets", json=request)).json()
+        assert secret["value"].startswith("ek_")
+        assert secret["session"]["instructions"] == "be brief"
         for _ in range(2):
-            async with talk(guarded, subprotocols=["realtime", f"openai-insecure-api-key.{made['value']}"]) as browser:
+            async with talk(
+                guarded, subprotocols=["realtime", f"openai-insecure-api-key.{secret['value']}"]
+            ) as browser:
                 opened = browser.seen[0]["session"]
                 assert (opened["instructions"], opened["audio"]["output"]["speed"]) == ("be brief", 1.25)
         for seconds in (9, 7_201, "60"):
             wrong = {"expires_after": {"anchor": "created_at", "seconds": seconds}}
             assert (await http.post("/v1/realtime/client_secrets", json=wrong)).status_code == 400
-        odd: tuple[Json, ...] = ({"session": []}, {"expires_after": {"anchor": "tomorrow"}}, {"expires_after": []})
-        for given in odd:
-            assert (await http.post("/v1/realtime/client_secrets", json=given)).status_code == 400
+        malformed: tuple[Json, ...] = (
+            {"session": []},
+            {"expires_after": {"anchor": "tomorrow"}},
+            {"expires_after": []},
+        )
+        for request in malformed:
+            assert (await http.post("/v1/realtime/client_secrets", json=request)).status_code == 400
         wrong = {"session": {"type": "realtime", "foo": 1}}
         refused = await http.post("/v1/realtime/client_secrets", json=wrong)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
         flat = {"instructions": "flat", "voice": "alloy", "modalities": ["text"]}
-        made = (await http.post("/v1/realtime/sessions", json=flat)).json()
-        assert (made["instructions"], made["modalities"]) == ("flat", ["text"])
+        secret = (await http.post("/v1/realtime/sessions", json=flat)).json()
+        assert (secret["instructions"], secret["modalities"]) == ("flat", ["text"])
         heard = {"input_audio_transcription": {"model": "whisper-1", "language": "de"}}
         only_heard = (await http.post("/v1/realtime/transcription_sessions", json=heard)).json()
-    key = made["client_secret"]["value"]
+    key = secret["client_secret"]["value"]
     async with talk(guarded, subprotocols=["openai-beta.realtime-v1", f"openai-insecure-api-key.{key}"]) as beta:
         assert beta.seen[0]["session"]["modalities"] == ["text"]
     key = only_heard["client_secret"]["value"]
@@ -146,15 +152,15 @@ async def test_ephemeral_keys(guarded: Server) -> None:
 def test_a_key_works_until_it_expires() -> None:
     now = 1_000.0
     secrets = ClientSecretStore(lambda: now)
-    made = secrets.issue(10, {"type": "realtime"})
-    assert made.expires_at == 1_010
+    secret = secrets.issue(10, {"type": "realtime"})
+    assert secret.expires_at == 1_010
     now = 1_009.9
-    assert secrets.find(made.value) is secrets.find(made.value) is made
+    assert secrets.find(secret.value) is secrets.find(secret.value) is secret
     now = 1_010.0
-    assert secrets.find(made.value) is None
+    assert secrets.find(secret.value) is None
 
 
-# --- coming back ------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------
 
 
 async def test_a_lost_client_gets_what_it_missed(server: Server) -> None:
@@ -169,23 +175,23 @@ async def test_a_lost_client_gets_what_it_missed(server: Server) -> None:
         second = Talk(socket)
         whole = await second.answer()
         assert "session.created" not in [event["type"] for event in second.seen]
-        told = [event for event in first.seen + second.seen if event["type"].endswith("transcript.delta")]
-        assert "".join(event["delta"] for event in told) == whole
+        deltas = [event for event in first.seen + second.seen if event["type"].endswith("transcript.delta")]
+        assert "".join(event["delta"] for event in deltas) == whole
         numbers = [int(event["event_id"].rpartition("_")[2]) for event in first.seen + second.seen]
         assert numbers == list(range(1, len(numbers) + 1))
         await second.ask("what did i say")
         assert "one two three" in await second.answer()
 
 
-async def test_a_client_that_was_lost_in_silence_comes_back(server: Server) -> None:
-    """Nothing is sent to it, so that only the broken connection tells that it is gone."""
+async def test_a_client_that_was_lost_in_silence_resumes(server: Server) -> None:
+    """The server sends nothing meanwhile, so it notices the loss by the broken connection only."""
     async with talk(server) as first:
         session = first.seen[0]["session"]["id"]
         await first.ask("remember the milk")
         await first.until("rate_limits.updated")
         first.socket.transport.abort()
     async with httpx.AsyncClient(base_url=server.url) as http:
-        for _ in range(20):  # the server serves others, and has long seen it
+        for _ in range(20):  # enough time for the server to notice it
             assert (await http.get("/health")).status_code == 200
     query = f"?session={session}&last_event={first.seen[-1]['event_id']}"
     async with websockets.connect(f"{server.ws}/v1/realtime{query}") as socket:
@@ -195,7 +201,7 @@ async def test_a_client_that_was_lost_in_silence_comes_back(server: Server) -> N
         assert "session.created" not in [event["type"] for event in second.seen]
 
 
-async def test_many_come_back_at_once_and_the_last_one_stays(server: Server) -> None:
+async def test_of_many_sockets_that_resume_at_once_the_last_one_stays(server: Server) -> None:
     async with talk(server) as first:
         session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
         address = f"{server.ws}/v1/realtime?session={session}&last_event={last}"
@@ -233,7 +239,7 @@ async def test_a_second_socket_takes_the_session_over(server: Server) -> None:
             assert "hello again" in await second.answer()
 
 
-async def test_what_cannot_be_resumed_begins_anew(guarded: Server) -> None:
+async def test_a_new_session_begins_where_none_can_be_resumed(guarded: Server) -> None:
     async with talk(guarded, f"?token={TOKEN}") as mine:
         session, last = mine.seen[0]["session"]["id"], mine.seen[0]["event_id"]
         for token, known, event in (("other", session, last), (TOKEN, "sess_x", last), (TOKEN, session, "event_x")):
@@ -243,7 +249,7 @@ async def test_what_cannot_be_resumed_begins_anew(guarded: Server) -> None:
                 assert other.seen[0]["session"]["id"] != session
 
 
-async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
+async def test_a_session_ends_with_a_socket_that_the_client_closes(serve: Serve) -> None:
     server = serve("--model", "stub")
     async with talk(server) as first:
         session, last = first.seen[0]["session"]["id"], first.seen[0]["event_id"]
@@ -257,8 +263,8 @@ async def test_whoever_says_goodbye_is_gone(serve: Serve) -> None:
 # --- the Realtime Speech Bridge ---------------------------------------------------------------------
 
 
-async def test_the_bridge_client_of_its_readme(guarded: Server) -> None:
-    """Token, voice, two hundredths of a second of sound, commit, response: as its example does it."""
+async def test_the_example_client_of_the_bridge_works(guarded: Server) -> None:
+    """Token, voice, 20 ms of audio, commit, response, as in the README of the bridge."""
     async with talk(guarded, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as bridge:
         await bridge.send("session.update", session={"voice": "shimmer"})
         sound = base64.b64encode(b"\x00\x00" * 960).decode()
@@ -285,7 +291,7 @@ async def test_the_bridge_takes_its_defaults_from_its_variables(guarded: Server)
 # --- input that no client should send ---------------------------------------------------------------
 
 
-async def test_a_message_beyond_all_measure_closes_its_own_socket_only(server: Server) -> None:
+async def test_an_oversized_message_closes_its_own_socket_only(server: Server) -> None:
     async with talk(server) as other, talk(server) as rude:
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await rude.send("input_audio_buffer.append", audio="A" * (16 << 20))
@@ -296,7 +302,7 @@ async def test_a_message_beyond_all_measure_closes_its_own_socket_only(server: S
         assert "still there" in await other.answer()
 
 
-async def test_more_audio_than_an_event_may_hold(server: Server) -> None:
+async def test_too_much_audio_in_one_event_is_refused(server: Server) -> None:
     async with talk(server) as rude:
         await rude.send("input_audio_buffer.append", audio="A" * (15 << 20) + "AAAA")
         error = (await rude.until("error"))["error"]
@@ -305,7 +311,7 @@ async def test_more_audio_than_an_event_may_hold(server: Server) -> None:
         assert "sorry" in await rude.answer()
 
 
-async def test_a_thousand_events_before_reading_one(server: Server) -> None:
+async def test_a_client_may_send_a_thousand_events_before_it_reads_one(server: Server) -> None:
     async with talk(server) as eager:
         for number in range(500):
             await eager.send("conversation.item.retrieve", item_id="nobody", event_id=f"e{number}")
@@ -316,18 +322,18 @@ async def test_a_thousand_events_before_reading_one(server: Server) -> None:
         assert references == [f"e{number}" for number in range(500)]
 
 
-async def test_frames_that_are_no_events(server: Server) -> None:
-    async with talk(server) as odd:
-        await odd.socket.send(b"\x00\x01")
-        assert (await odd.until("error"))["error"]["code"] == "invalid_event"
-        await odd.socket.send("{")
-        assert (await odd.until("error"))["error"]["code"] == "invalid_json"
-        await odd.ask("well then")
-        assert "well then" in await odd.answer()
+async def test_frames_that_are_not_events_are_refused(server: Server) -> None:
+    async with talk(server) as malformed:
+        await malformed.socket.send(b"\x00\x01")
+        assert (await malformed.until("error"))["error"]["code"] == "invalid_event"
+        await malformed.socket.send("{")
+        assert (await malformed.until("error"))["error"]["code"] == "invalid_json"
+        await malformed.ask("well then")
+        assert "well then" in await malformed.answer()
 
 
-async def test_sockets_lost_in_every_state(server: Server, flite: Flite) -> None:
-    """Before anything, while speaking, while the answer is made, while it is sent: the others hear nothing of it."""
+async def test_lost_sockets_disturb_no_other_session(server: Server, flite: Flite) -> None:
+    """Sockets are lost before anything was sent, while the user speaks, and while a response is generated or sent."""
     speech = resample(flite("open the window please"), 24_000).pcm
     audio = base64.b64encode(speech + bytes(96_000)).decode()
     states: tuple[tuple[str | None, Json], ...] = (
@@ -347,7 +353,7 @@ async def test_sockets_lost_in_every_state(server: Server, flite: Flite) -> None
         assert "did you hear that" in await witness.answer()
 
 
-async def test_who_finds_no_room_is_told_to_come_later(serve: Serve) -> None:
+async def test_without_room_for_a_session_the_client_is_asked_to_try_again_later(serve: Serve) -> None:
     server = serve("--model", "stub", "--max-sessions", "1")
     async with talk(server), websockets.connect(f"{server.ws}/v1/realtime") as socket:
         error = orjson.loads(await socket.recv())["error"]

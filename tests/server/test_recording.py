@@ -29,15 +29,15 @@ from echosight.events import (
 )
 from echosight.media import AudioChunk, ImageFrame, Word
 from echosight.options import GenerateOptions
-from echosight.server import recording as journal_module
-from echosight.server.recording import Recorder, SessionRecording, folder_name, plain
+from echosight.server import recording as recording_module
+from echosight.server.recording import Recorder, SessionRecording, folder_name, to_jsonable
 
 LOUD = b"\x10\x20" * 320
 FRAME = ImageFrame(b"\xff\xd8 a picture", "image/jpeg", 4, 3)
 
 
-def begin(journal: Recorder, session_id: str = "me") -> SessionRecording:
-    recording = journal.open(session_id)
+def begin(recorder: Recorder, session_id: str = "me") -> SessionRecording:
+    recording = recorder.open(session_id)
     assert recording is not None
     return recording
 
@@ -50,14 +50,14 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_nothing_is_written_unless_asked(tmp_path: Path) -> None:
-    journal = Recorder(tmp_path / "32550")
-    assert journal.open("me") is None
-    await journal.close()
+async def test_nothing_is_written_without_recording(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "32550")
+    assert recorder.open("me") is None
+    await recorder.close()
     assert names(tmp_path) == []
 
 
-async def test_a_session_on_disk(tmp_path: Path) -> None:
+async def test_a_recording_holds_audio_images_and_events(tmp_path: Path) -> None:
     recording = begin(Recorder(tmp_path, record=True))
     recording.write(Audio(AudioChunk(LOUD)))
     recording.write(Image(FRAME))
@@ -80,18 +80,18 @@ async def test_a_session_on_disk(tmp_path: Path) -> None:
     assert events[5]["item"]["parts"][0]["pcm"] == {"bytes": 640}
 
 
-async def test_a_turn_in_one_piece_is_kept_with_its_sound_and_pictures(tmp_path: Path) -> None:
+async def test_a_turn_in_one_request_is_recorded_with_its_audio_and_images(tmp_path: Path) -> None:
     recording = begin(Recorder(tmp_path, record=True))
     recording.write(Image(FRAME))
     recording.write(AddItem(Item("user", (AudioPart(LOUD), ImagePart(FRAME), ImagePart(FRAME)))))
     await recording.close()
     assert decode_audio((recording.folder / "in.wav").read_bytes()) == AudioChunk(LOUD, 16_000)
-    pictures = ["image-0002.jpeg", "image-0003.jpeg"]
-    assert [(recording.folder / name).read_bytes() for name in pictures] == [FRAME.data] * 2
-    assert lines(recording.folder / "events.jsonl")[1]["files"] == pictures
+    images = ["image-0002.jpeg", "image-0003.jpeg"]
+    assert [(recording.folder / name).read_bytes() for name in images] == [FRAME.data] * 2
+    assert lines(recording.folder / "events.jsonl")[1]["files"] == images
 
 
-async def test_the_speech_of_an_answer_out_of_band_does_not_cut_into_the_conversation(tmp_path: Path) -> None:
+async def test_speech_out_of_band_is_not_mixed_into_that_of_the_conversation(tmp_path: Path) -> None:
     recording = begin(Recorder(tmp_path, record=True))
     recording.write(ResponseStarted("a", GenerateOptions(), conversation=False))
     recording.write(ResponseStarted("t", GenerateOptions()))
@@ -103,7 +103,7 @@ async def test_the_speech_of_an_answer_out_of_band_does_not_cut_into_the_convers
     assert len(lines(recording.folder / "events.jsonl")) == 6
 
 
-async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:
+async def test_a_track_keeps_the_rate_of_its_first_chunk(tmp_path: Path) -> None:
     recording = begin(Recorder(tmp_path, record=True))
     recording.write(Audio(AudioChunk(bytes(32_000), 16_000)))
     recording.write(Audio(AudioChunk(bytes(96_000), 48_000)))
@@ -113,7 +113,7 @@ async def test_a_track_keeps_the_rate_it_began_with(tmp_path: Path) -> None:
     assert whole.seconds == pytest.approx(2, abs=0.002)
 
 
-async def test_a_waterfall_is_written_as_it_was(tmp_path: Path) -> None:
+async def test_a_waterfall_is_written_as_it_is_at_that_moment(tmp_path: Path) -> None:
     recording = begin(Recorder(tmp_path, record=True))
     waterfall = Waterfall(endpoint=1.5)
     recording.write(ResponseEnded("t", "completed", waterfall=waterfall))
@@ -122,13 +122,13 @@ async def test_a_waterfall_is_written_as_it_was(tmp_path: Path) -> None:
     assert lines(recording.folder / "events.jsonl")[0]["waterfall"]["endpoint"] == 1.5
 
 
-async def test_closing_the_journal_closes_every_recording(tmp_path: Path) -> None:
-    journal = Recorder(tmp_path, record=True)
+async def test_closing_the_recorder_closes_every_recording(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, record=True)
     for name in "abc":
-        begin(journal, name).write(Text(name))
-    await journal.close()
-    said = [lines(tmp_path / name / "events.jsonl")[0]["text"] for name in names(tmp_path)]
-    assert said == ["a", "b", "c"]
+        begin(recorder, name).write(Text(name))
+    await recorder.close()
+    texts = [lines(tmp_path / name / "events.jsonl")[0]["text"] for name in names(tmp_path)]
+    assert texts == ["a", "b", "c"]
 
 
 @given(st.text(max_size=80))
@@ -141,15 +141,15 @@ def test_a_session_id_is_never_a_path(session_id: str) -> None:
 
 
 async def test_a_session_id_that_looks_like_a_path_stays_inside(tmp_path: Path) -> None:
-    journal = Recorder(tmp_path / "a" / "b", record=True)
+    recorder = Recorder(tmp_path / "a" / "b", record=True)
     for session_id in ("../../evil", "/etc/passwd", "", "..", "same", "same"):
-        begin(journal, session_id).write(Text("x"))
-    await journal.close()
+        begin(recorder, session_id).write(Text("x"))
+    await recorder.close()
     assert names(tmp_path) == ["a"]
     assert len(names(tmp_path / "a" / "b")) == 6
 
 
-async def test_old_and_too_many_recordings_go(tmp_path: Path) -> None:
+async def test_recordings_that_are_too_old_or_too_many_are_deleted(tmp_path: Path) -> None:
     def earlier(name: str, age_s: float, size: int) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -164,19 +164,21 @@ async def test_old_and_too_many_recordings_go(tmp_path: Path) -> None:
     assert (tmp_path / "feedback.jsonl").exists()
 
 
-async def test_a_recording_under_way_is_not_deleted_but_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Recorder(tmp_path, record=True, max_bytes=5_000, max_age_s=0.0001)
-    recording = begin(journal)
+async def test_a_recording_in_progress_is_not_deleted_but_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(tmp_path, record=True, max_bytes=5_000, max_age_s=0.0001)
+    recording = begin(recorder)
     for _ in range(20):
         recording.write(Audio(AudioChunk(LOUD)))
-    await journal.prune()
+    await recorder.prune()
     assert recording.dropped > 0
     with caplog.at_level(logging.WARNING):
         await recording.close()
     assert f"lacks {recording.dropped} events" in caplog.text
 
 
-async def test_a_slow_disk_loses_events_and_never_waits(
+async def test_with_a_slow_disk_events_are_dropped_and_nobody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate, prune = asyncio.Event(), Recorder.prune
@@ -186,7 +188,7 @@ async def test_a_slow_disk_loses_events_and_never_waits(
         await prune(self)
 
     monkeypatch.setattr(Recorder, "prune", stuck)
-    monkeypatch.setattr(journal_module, "_MAX_PENDING", 2_000)
+    monkeypatch.setattr(recording_module, "_MAX_PENDING_BYTES", 2_000)
     recording = begin(Recorder(tmp_path, record=True))
     for _ in range(10):
         recording.write(Audio(AudioChunk(LOUD)))
@@ -198,7 +200,7 @@ async def test_a_slow_disk_loses_events_and_never_waits(
     assert caplog.text.count("is incomplete") == 1
 
 
-async def test_a_broken_disk_does_not_break_the_session(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_disk_does_not_stop_the_session(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     recording = begin(Recorder(tmp_path / "file", record=True))
     recording.write(Text("x"))
@@ -208,24 +210,24 @@ async def test_a_broken_disk_does_not_break_the_session(tmp_path: Path, caplog: 
     assert recording.dropped == 1
 
 
-async def test_feedback_is_one_line_each(tmp_path: Path) -> None:
-    journal = Recorder(tmp_path / "32550")
+async def test_each_feedback_is_one_line(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "32550")
     records: list[Mapping[str, Any]] = [{"response_id": f"../{n}", "comment": "a\nb"} for n in range(20)]
-    await asyncio.gather(*map(journal.feedback, records))
+    await asyncio.gather(*map(recorder.feedback, records))
     assert lines(tmp_path / "32550" / "feedback.jsonl") == records
     assert names(tmp_path) == ["32550"]
 
 
-async def test_feedback_that_is_no_feedback(tmp_path: Path) -> None:
-    journal = Recorder(tmp_path)
+async def test_invalid_feedback_is_refused(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
     for record, status in (({"x": object()}, 400), ({"x": "y" * 70_000}, 413)):
         with pytest.raises(InputError) as refused:
-            await journal.feedback(record)
+            await recorder.feedback(record)
         assert refused.value.status == status
     assert names(tmp_path) == []
 
 
-def test_plain_has_no_bytes() -> None:
-    assert plain({1: (b"abc", [FRAME])}) == {
+def test_events_are_written_without_their_bytes() -> None:
+    assert to_jsonable({1: (b"abc", [FRAME])}) == {
         "1": [{"bytes": 3}, [{"data": {"bytes": 12}, "media_type": "image/jpeg", "width": 4, "height": 3}]]
     }

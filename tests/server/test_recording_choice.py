@@ -1,4 +1,4 @@
-"""Whoever does not want to be recorded is not, even where the server records."""
+"""A client can refuse to be recorded, even where the server records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.server.serving import Server, running
 
 
 async def say(server: Server, text: str, **chosen: bool) -> None:
-    """Type a line on a socket of its own, and read its answer to the end."""
+    """Send a text on a new socket, and read the response to its end."""
     async with websockets.connect(f"{server.ws}/ws/stream?uid={text}", max_size=None) as socket:
         await socket.send(orjson.dumps({"type": "subscribe", "events": True, **chosen}).decode())
         content = [{"type": "text", "text": text}]
@@ -21,7 +21,7 @@ async def say(server: Server, text: str, **chosen: bool) -> None:
                 return
 
 
-async def test_recording_ends_where_it_is_not_wanted(tmp_path: Path) -> None:
+async def test_a_client_that_refuses_is_not_recorded(tmp_path: Path) -> None:
     with running(tmp_path, "--record") as server:
         await say(server, "keep_this")
         await say(server, "lose_this", record=False)

@@ -25,7 +25,7 @@ FRAME = 960
 
 
 class Microphone(aiortc.MediaStreamTrack):  # type: ignore[misc, name-defined, unused-ignore]
-    """Plays PCM16 at 48 kHz once `spoken` is called, and silence before and after."""
+    """Plays the PCM16 at 48 kHz that `say` queues, and silence before and after it."""
 
     kind = "audio"
 
@@ -49,7 +49,7 @@ class Microphone(aiortc.MediaStreamTrack):  # type: ignore[misc, name-defined, u
 
 
 class Client:
-    """A browser's side of a call."""
+    """The browser's side of a call."""
 
     def __init__(self, peer: Any) -> None:
         self.microphone = Microphone()
@@ -92,7 +92,7 @@ async def call(
     key: str = "",
     opened: str = "session.created",
 ) -> AsyncGenerator[Client]:
-    """A call that was answered; with `session`, offered as a form."""
+    """A call that the server has answered. With `session`, the offer is a form."""
     peer = aiortc.RTCPeerConnection()
     caller = Client(peer)
     try:
@@ -117,7 +117,7 @@ async def call(
         await peer.close()
 
 
-async def test_a_spoken_turn(server: Server, flite: Flite) -> None:
+async def test_a_spoken_turn_gets_a_spoken_response(server: Server, flite: Flite) -> None:
     async with call(server) as caller:
         caller.send(
             type="session.update",
@@ -135,7 +135,7 @@ async def test_a_spoken_turn(server: Server, flite: Flite) -> None:
         assert "response.output_audio.delta" not in caller.names
 
 
-async def test_speaking_over_the_answer_silences_it(server: Server, flite: Flite) -> None:
+async def test_speech_over_a_response_clears_it(server: Server, flite: Flite) -> None:
     async with call(server, {"type": "realtime", "instructions": "be brief"}) as caller:
         assert caller.seen[0]["session"]["instructions"] == "be brief"
         content = [{"type": "input_text", "text": "one two three four five six seven eight nine ten eleven twelve"}]
@@ -149,15 +149,15 @@ async def test_speaking_over_the_answer_silences_it(server: Server, flite: Flite
         assert (await caller.until("output_audio_buffer.started"))["response_id"] != turn
 
 
-async def test_one_answer_is_played_after_the_other(server: Server) -> None:
+async def test_responses_are_played_one_after_the_other(server: Server) -> None:
     async with call(server) as caller:
         for words, response in (
             ("one two three four five six seven", {}),
-            ("and this is beside it", {"conversation": "none"}),
+            ("and this is out of band", {"conversation": "none"}),
         ):
             content = [{"type": "input_text", "text": words}]
-            asked = {"type": "message", "role": "user", "content": content}
-            caller.send(type="response.create", response={"input": [asked], **response})
+            item = {"type": "message", "role": "user", "content": content}
+            caller.send(type="response.create", response={"input": [item], **response})
         for _ in range(2):
             await caller.until("output_audio_buffer.stopped")
         played = [event for event in caller.seen if event["type"].startswith("output_audio_buffer")]
@@ -167,17 +167,17 @@ async def test_one_answer_is_played_after_the_other(server: Server) -> None:
         assert [played[1]["response_id"], played[3]["response_id"]] == [first, second]
 
 
-async def test_only_what_is_meant_falls_silent(server: Server) -> None:
-    """An answer out of band is cancelled while the conversation's own is being played."""
+async def test_cancelling_a_response_out_of_band_does_not_clear_another_one(server: Server) -> None:
+    """It is cancelled while the conversation's response is played."""
     async with call(server) as caller:
         content = [{"type": "input_text", "text": "one two three four five six seven"}]
-        asked = {"type": "message", "role": "user", "content": content}
-        caller.send(type="response.create", response={"input": [asked]})
+        item = {"type": "message", "role": "user", "content": content}
+        caller.send(type="response.create", response={"input": [item]})
         main = (await caller.until("output_audio_buffer.started"))["response_id"]
-        aside = {"conversation": "none", "input": [asked], "metadata": {"not": "output_audio_buffer.clear"}}
-        caller.send(type="response.create", response=aside)
+        out_of_band = {"conversation": "none", "input": [item], "metadata": {"not": "output_audio_buffer.clear"}}
+        caller.send(type="response.create", response=out_of_band)
         created = (await caller.until("response.created"))["response"]
-        assert created["metadata"] == aside["metadata"]
+        assert created["metadata"] == out_of_band["metadata"]
         caller.send(type="response.cancel", response_id=created["id"])
         stopped = await caller.until("output_audio_buffer.stopped")
         assert stopped["response_id"] == main
@@ -185,10 +185,10 @@ async def test_only_what_is_meant_falls_silent(server: Server) -> None:
         assert main not in cleared
 
 
-async def test_a_beta_client_calls(server: Server) -> None:
+async def test_a_beta_client_can_call(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
-        made = (await http.post("/v1/realtime/sessions", json={"instructions": "flat"})).json()
-    async with call(server, path="/v1/realtime", key=made["client_secret"]["value"]) as caller:
+        session_json = (await http.post("/v1/realtime/sessions", json={"instructions": "flat"})).json()
+    async with call(server, path="/v1/realtime", key=session_json["client_secret"]["value"]) as caller:
         session = caller.seen[0]["session"]
         assert (session["instructions"], session["modalities"]) == ("flat", ["text", "audio"])
         content = [{"type": "input_text", "text": "hello"}]
@@ -199,7 +199,7 @@ async def test_a_beta_client_calls(server: Server) -> None:
         await caller.until("output_audio_buffer.stopped")
 
 
-async def test_what_is_no_offer_is_refused(server: Server) -> None:
+async def test_an_invalid_offer_is_refused(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
         refused = await http.post("/v1/realtime/calls", content="v=0", headers={"Content-Type": "application/sdp"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_offer")

@@ -55,7 +55,7 @@ async def test_it_runs_next_to_the_response_in_progress() -> None:
         ended = {(await b.turn()).response_id, (await b.turn()).response_id}
         assert ended == {answer, copy}
         assert [item.text for item in b.session.conversation] == ["hi", "the answer"]
-        shown, copied = b.engine.asked
+        shown, copied = b.engine.conversations
         assert shown.id != copied.id
         assert [item.text for item in copied] == ["hi"]
         assert b.engine.released == [copied.id]
@@ -134,8 +134,8 @@ async def test_reset_and_close_cancel_it() -> None:
         assert (await b.turn()).outcome == "cancelled"
         await b.feed(OUT_OF_BAND)
         await started(b)
-    assert engine.stopped == len(engine.asked)
-    assert {shown.id for shown in engine.asked} <= set(engine.released)
+    assert engine.stopped == len(engine.conversations)
+    assert {shown.id for shown in engine.conversations} <= set(engine.released)
 
 
 async def test_its_failure_does_not_affect_the_conversation() -> None:
@@ -152,7 +152,7 @@ async def test_it_sees_the_transcript_of_the_turn_before_it() -> None:
     async with bench(turn_detection=None) as b:
         await b.feed(loud(320), CommitInput(), OUT_OF_BAND)
         await b.turn()
-        assert [item.text for item in b.engine.asked[0]] == ["what was said"]
+        assert [item.text for item in b.engine.conversations[0]] == ["what was said"]
 
 
 @pytest.mark.parametrize("conversation", [True, False])
@@ -161,7 +161,7 @@ async def test_speech_in_the_request_is_transcribed(conversation: bool) -> None:
     async with bench() as b:
         await b.feed(CreateResponse(conversation=conversation, input=(spoken,)))
         await b.turn()
-        assert [item.text for item in b.engine.asked[0]] == ["what was said"]
+        assert [item.text for item in b.engine.conversations[0]] == ["what was said"]
 
 
 async def test_a_response_has_the_sample_rate_of_its_request() -> None:
@@ -210,18 +210,18 @@ async def test_one_that_ended_cannot_be_cancelled_and_is_released() -> None:
         await asyncio.sleep(0)
         engine.let.set()
         await resetting
-        assert engine.asked[0].id in engine.released
+        assert engine.conversations[0].id in engine.released
 
 
 async def test_a_copy_is_released_even_if_its_response_is_cancelled() -> None:
     async with bench(gated("the answer")) as b:
         await b.feed(CreateResponse(input=()))
         await started(b)
-        while not b.engine.asked:
+        while not b.engine.conversations:
             await asyncio.sleep(0)
         await b.feed(Cancel(strict=True))
         assert (await b.turn()).outcome == "cancelled"
-        assert b.engine.released == [b.engine.asked[0].id]
+        assert b.engine.released == [b.engine.conversations[0].id]
 
 
 class Reluctant(ScriptedEngine):
@@ -273,7 +273,7 @@ async def test_it_takes_no_slot_that_the_conversation_needs() -> None:
     async with bench(engine) as b:
         await b.feed(OUT_OF_BAND)
         copy = await started(b)
-        while not engine.asked:
+        while not engine.conversations:
             await asyncio.sleep(0)
         await b.feed(Text("hi"), CommitInput(), CreateResponse())
         answer = await started(b)
@@ -282,7 +282,7 @@ async def test_it_takes_no_slot_that_the_conversation_needs() -> None:
         assert refused.value.code == "engine_full"
         for _ in range(20):
             await asyncio.sleep(0)
-        assert len(engine.asked) == 1
+        assert len(engine.conversations) == 1
         release_chunks(b)
         assert [(await b.turn()).response_id, (await b.turn()).response_id] == [copy, answer]
         assert [item.text for item in b.session.conversation] == ["hi", "the answer"]

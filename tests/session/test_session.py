@@ -90,10 +90,10 @@ async def test_the_transcript_is_finished_in_the_pause_and_redone_if_speech_goes
     async with bench() as b:
         await b.feed(loud(320), quiet(256), loud(320), quiet(640))
         await b.turn()
-        assert len(b.engine.settled) == 2, "once in each pause, and not again at the end"
+        assert len(b.engine.transcribed_ms) == 2, "once in each pause, and not again at the end"
         audio = b.session.conversation.items[0].audio
         assert audio is not None
-        assert audio.duration_ms == b.engine.settled[-1] == 320 + 256 + 320 + 160
+        assert audio.duration_ms == b.engine.transcribed_ms[-1] == 320 + 256 + 320 + 160
 
 
 @pytest.mark.parametrize("ms", [1, 7, 20, 32, 100, 10_000])
@@ -135,7 +135,7 @@ async def test_speech_over_the_response_stops_the_model_and_keeps_what_was_playe
             engine.gate.release()
         await b.feed(quiet(640))
         await b.turn()
-        assert [i.text for i in engine.asked[1].items] == ["what was said", "one two three", "what was said"]
+        assert [i.text for i in engine.conversations[1].items] == ["what was said", "one two three", "what was said"]
 
 
 async def test_speech_over_a_complete_response_that_still_plays_cuts_it() -> None:
@@ -182,7 +182,7 @@ async def test_without_interrupt_response_the_next_turn_waits_for_the_response()
             engine.gate.release()
         ends = [await b.turn(), await b.turn()]
         assert [e.outcome for e in ends] == ["completed", "completed"]
-        assert [i.text for i in engine.asked[1].items][-1] == "what was said"
+        assert [i.text for i in engine.conversations[1].items][-1] == "what was said"
 
 
 async def test_a_second_request_is_refused_or_interrupts_the_first() -> None:
@@ -242,7 +242,7 @@ async def test_transcripts_come_in_the_order_of_the_turns() -> None:
     class Slow(ScriptedEngine):
         async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
             transcript = await super().finalize_transcript(conversation, turn)
-            for _ in range(100 if len(self.settled) == 1 else 0):
+            for _ in range(100 if len(self.transcribed_ms) == 1 else 0):
                 await asyncio.sleep(0)
             return transcript
 
@@ -266,7 +266,7 @@ async def test_turns_committed_by_the_client() -> None:
     async with bench(**BY_HAND) as b:
         await b.feed(loud(200), quiet(2000), CommitInput())
         await b.until(InputCommitted)
-        assert b.engine.asked == []
+        assert b.engine.conversations == []
         await b.feed(CreateResponse())
         await b.turn()
         audio = b.session.conversation.items[0].audio
@@ -357,8 +357,8 @@ async def test_a_response_out_of_band_leaves_no_trace() -> None:
         assert started.metadata == {"topic": "x"}
         await b.turn()
         assert b.session.conversation.items == []
-        assert b.engine.asked[0].items == [question]
-        assert b.engine.released == [b.engine.asked[0].id]
+        assert b.engine.conversations[0].items == [question]
+        assert b.engine.released == [b.engine.conversations[0].id]
 
 
 async def test_items_added_and_deleted_by_the_client() -> None:
@@ -383,7 +383,7 @@ async def test_speech_in_an_added_item_is_transcribed_before_the_response() -> N
     async with bench() as b:
         await b.feed(AddItem(Item("user", (AudioPart(b"\1\1" * 16_000, duration_ms=1000),))), CreateResponse())
         await b.turn()
-        assert b.engine.asked[0].items[0].text == "what was said"
+        assert b.engine.conversations[0].items[0].text == "what was said"
 
 
 @pytest.mark.parametrize("ms", range(0, 1000, 100))
@@ -416,6 +416,24 @@ async def test_reset_deletes_the_conversation() -> None:
         await b.feed(Reset())
         assert b.session.conversation.items == []
         assert b.engine.released == [b.session.conversation.id]
+
+
+async def test_reset_cancels_pending_transcriptions() -> None:
+    """The engine releases the speech: a transcription that waits for it would not end, and no response would start."""
+
+    class ReleasedWhileTranscribing(ScriptedEngine):
+        async def finalize_transcript(self, conversation: Conversation, turn: UserTurn) -> Transcript | None:
+            if not self.released:
+                await asyncio.Event().wait()
+            return await super().finalize_transcript(conversation, turn)
+
+    async with bench(ReleasedWhileTranscribing(), **BY_HAND) as b:
+        await b.feed(loud(320), CommitInput())
+        await asyncio.sleep(0)
+        await b.feed(Reset(), Text("hi"), CommitInput(), CreateResponse())
+        ended = await b.turn()
+        assert ended.outcome == "completed"
+        assert [type(item) for item in b.session.conversation.items] == [Item, Item]
 
 
 async def test_closing_ends_everything() -> None:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from echosight.app import refuse
+from echosight.app import on_error
 from echosight.errors import InputError
 from echosight.routes import web
 from echosight.settings import Settings
@@ -29,7 +29,7 @@ class Manager:
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
     app.state.settings, app.state.manager = Settings(api_tokens=(SecretStr("sesame"),)), Manager()
-    app.add_exception_handler(InputError, refuse)
+    app.add_exception_handler(InputError, on_error)
     app.include_router(web.router)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://echosight") as client:

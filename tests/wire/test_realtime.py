@@ -253,7 +253,7 @@ async def test_a_session_that_only_transcribes() -> None:
         assert completed["transcript"] == "what was said"
         await talk.send("response.create")
         assert (await talk.error())["message"] == "A transcription session makes no responses."
-    assert talk.engine.asked == []
+    assert talk.engine.conversations == []
 
 
 async def test_the_model_responds_to_silence_after_the_idle_timeout() -> None:

@@ -209,7 +209,7 @@ async def test_event_ids_are_short_strings(event_id: Any, code: str) -> None:
         await talk.send("response.create", event_id=event_id)
         error = await talk.error()
         assert (error["code"], error["param"], error["event_id"]) == (code, "event_id", None)
-        assert not talk.engine.asked
+        assert not talk.engine.conversations
 
 
 async def test_null_does_not_change_fields_that_must_have_a_value() -> None:

@@ -44,9 +44,9 @@ async def test_function_calls() -> None:
         await talk.until("conversation.item.done")
         await talk.send("response.create")
         await talk.done()
-    assert talk.engine.asked[0].tools == (tool,)
+    assert talk.engine.conversations[0].tools == (tool,)
     assert talk.engine.options[0].tool_choice == "required"
-    assert [item.role for item in talk.engine.asked[1]] == ["user", "assistant", "tool"]
+    assert [item.role for item in talk.engine.conversations[1]] == ["user", "assistant", "tool"]
 
 
 async def test_an_image_waits_for_response_create() -> None:
@@ -61,7 +61,7 @@ async def test_an_image_waits_for_response_create() -> None:
         assert added["item"]["content"] == content
         await talk.send("response.create")
         await talk.done()
-    (frame,) = talk.engine.asked[0].items[0].images
+    (frame,) = talk.engine.conversations[0].items[0].images
     assert (frame.width, frame.height, frame.data) == (4, 3, file.getvalue())
 
 
@@ -75,7 +75,7 @@ async def test_out_of_band_responses_leave_no_trace() -> None:
         assert response["conversation_id"] is None
         assert "conversation.item.added" not in talk.since("response.created")
         assert response["output"][0]["content"][0]["transcript"] == "hello there"
-    (shown,) = talk.engine.asked
+    (shown,) = talk.engine.conversations
     assert [item.text for item in shown] == ["remember this", "sum up"]
     assert talk.engine.options[0].instructions == "briefly"
     assert [item.id for item in talk.bench.session.conversation] == [first]
@@ -124,7 +124,7 @@ async def test_a_response_to_other_input_stays_in_the_conversation() -> None:
         await talk.send("response.create", response={"input": [question]})
         response = await talk.done()
         assert response["conversation_id"] is not None
-    (shown,) = talk.engine.asked
+    (shown,) = talk.engine.conversations
     assert [item.text for item in shown] == ["only this"]
     assert [item.id for item in talk.bench.session.conversation] == [first, response["output"][0]["id"]]
 

@@ -40,7 +40,7 @@ async def test_only_words_that_had_begun_remain(ms: int) -> None:
         assert kept["status"] == "incomplete"
         await talk.send("response.create")
         await talk.done()
-    _, response = talk.engine.asked[1].items[:2]
+    _, response = talk.engine.conversations[1].items[:2]
     (part,) = response.parts
     assert isinstance(part, AudioPart)
     assert (part.transcript, part.duration_ms) == (text_until(ms), ms)

@@ -87,7 +87,8 @@ def _item_messages(item: Item, images: bool) -> list[Message]:
         _tool_call(part) for part in item.parts_of(ToolCall) if item.status != "incomplete" or _is_json(part.arguments)
     ]
     if calls:
-        return [{"role": "assistant", "content": item.text or None, "tool_calls": calls}, *results]
+        # llama_cpp.server rejects None.
+        return [{"role": "assistant", "content": item.text, "tool_calls": calls}, *results]
     if images and item.images:
         return [{"role": item.role, "content": _content_parts(item)}, *results]
     if item.text:

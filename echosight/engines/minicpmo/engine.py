@@ -13,7 +13,7 @@ from pathlib import Path
 
 from echosight.audio.resampling import Resampler
 from echosight.conversation import AudioPart, Conversation, Part, UserTurn
-from echosight.engines import STT, Chunk, GenerationSummary, SpeechChunk, TextChunk
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary, SpeechChunk, TextChunk
 from echosight.engines.cascade.listener import Listener
 from echosight.engines.minicpmo.process_cache import ProcessCache, SystemPrompt
 from echosight.engines.runtime.huggingface.source import is_local, read_config
@@ -72,6 +72,8 @@ class MiniCpmEngine:
 
     output_rate = 24_000
     voices: tuple[str, ...] = ()
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(self, name: str, commands: list[tuple[str, ...]], *, stt: STT | None = None) -> None:
         self.name = name

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Part, UserTurn
-from echosight.engines import STT, Chunk, GenerationSummary
+from echosight.engines import LLM, STT, TTS, Chunk, GenerationSummary
 from echosight.engines.cascade.listener import Listener
 from echosight.engines.omni.batch_scheduler import BatchScheduler
 from echosight.engines.runtime.progress import LoadProgress
@@ -34,6 +34,8 @@ class OmniEngine:
     """
 
     output_rate = 24_000
+    llm: LLM | None = None
+    tts: TTS | None = None
 
     def __init__(
         self,
@@ -63,6 +65,8 @@ class OmniEngine:
     async def start(self) -> None:
         """Load the model, then the `stt`. Raises `SetupError`."""
         self._runner = await self._worker.call(lambda: self.loading.run(self._build))
+        self._samples_needed.clear()
+        self._closed = False
         self.voices = self._runner.model.speakers
         if self.stt is not None:
             self.loading.report(self.stt.name, None)

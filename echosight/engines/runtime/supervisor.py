@@ -38,8 +38,8 @@ TERMINATE_GRACE_S = 3.0
 class Supervisor:
     """Runs `command(port)` until `close`.
 
-    `healthy` is set while the process passes its health checks; `given_up` is True once it has died too often or
-    `close` was called.
+    `healthy` is set while the process passes its health checks; `given_up` is True before `start`, after `close`, and
+    once the process has died too often.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Supervisor:
         self.name = name
         self.port = _free_port()
         self.healthy = asyncio.Event()
-        self.given_up = False
+        self.given_up = True
         self.restarts = 0
         self._command = command
         self._check_s = check_s

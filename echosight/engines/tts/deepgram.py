@@ -39,6 +39,9 @@ class DeepgramTTS:
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Also raises `TransientError` and `PermanentError`."""
+        if not text.strip():
+            # Deepgram rejects an empty text.
+            return
         params = {
             "model": options.voice or self._voice,
             "encoding": "linear16",

@@ -51,6 +51,9 @@ class OpenAITTS:
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Also raises `TransientError` and `PermanentError`."""
+        if not text.strip():
+            # OpenAI rejects an empty input.
+            return
         payload: dict[str, Any] = {
             "model": self._model,
             "input": text,

@@ -90,6 +90,9 @@ class RealtimeWire:
 
     # --- from the client ------------------------------------------------------------------------
 
+    def greet(self) -> tuple[Message, ...]:
+        return ()
+
     def receive(self, message: Message) -> Iterator[ev.Input]:
         self.client_event_id = None
         if isinstance(message, bytes):

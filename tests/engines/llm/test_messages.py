@@ -34,7 +34,7 @@ def test_a_function_result_keeps_its_call() -> None:
     assert to_messages(conversation)[1:3] == [
         {
             "role": "assistant",
-            "content": None,
+            "content": "",
             "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
         },
         {"role": "tool", "tool_call_id": "c1", "content": "rain"},

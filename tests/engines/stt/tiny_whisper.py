@@ -37,12 +37,12 @@ def _tokenizer() -> Any:
         vocabulary[token] = len(vocabulary)
     end = "<|endoftext|>"
     merges = [tuple(pair) for pair in written["merges"]]
-    made = transformers.WhisperTokenizer(
+    tokenizer = transformers.WhisperTokenizer(
         vocab=vocabulary, merges=merges, unk_token=end, bos_token=end, eos_token=end, pad_token=end
     )
-    made.add_tokens([AddedToken(token, special=True) for token in SPECIALS], special_tokens=True)
-    made.add_tokens([AddedToken(token, special=False) for token in TIMES])
-    return made
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIALS], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in TIMES])
+    return tokenizer
 
 
 def write_whisper(folder: Path) -> Path:

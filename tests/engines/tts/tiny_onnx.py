@@ -17,8 +17,8 @@ FRAME = 600
 def _save(file: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> Path:
     held = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "hum", inputs, outputs, held)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, str(file))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(file))
     return file
 
 
@@ -69,7 +69,7 @@ def write_kokoro(folder: Path, *, timed: bool) -> Path:
 
 
 def write_piper(folder: Path) -> Path:
-    """`tiny.onnx` with its description beside it: letters for phonemes, two speakers, 16 kHz."""
+    """`tiny.onnx` and its description: letters for phonemes, two speakers, 16 kHz."""
     inputs = [
         helper.make_tensor_value_info("input", TensorProto.INT64, [1, "n"]),
         helper.make_tensor_value_info("input_lengths", TensorProto.INT64, [1]),

@@ -1,1 +1,1 @@
-"""Unmodified clients of other people, each driven by a small script of its own."""
+"""Unmodified third-party clients, each driven by a small script."""

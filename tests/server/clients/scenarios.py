@@ -1,4 +1,4 @@
-"""What every client of the Realtime protocol must be able to do. Standard library only: each brings its own Python."""
+"""Scenarios for every client of the Realtime protocol. Standard library only: each client brings its own Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Link(Protocol):
 
 
 class Talk:
-    """A conversation over a link that remembers what came. An ``error`` event ends it."""
+    """A conversation over a link; `seen` holds all received events. An ``error`` event ends it."""
 
     def __init__(self, link: Link, speech: Path) -> None:
         self.link = link
@@ -50,7 +50,7 @@ class Talk:
         await self.link.send({"type": type_, **fields})
 
     async def until(self, ga: str, **fields: Any) -> Event:
-        """Read on until an event of that name whose fields are as given."""
+        """Read until an event of that name with these fields."""
         wanted = self.name(ga)
         while True:
             event = await self.link.receive()
@@ -60,7 +60,7 @@ class Talk:
                 return event
 
     async def done(self) -> Event:
-        """The next response that is done."""
+        """The next response that ends."""
         response: Event = (await self.until("response.done"))["response"]
         return response
 
@@ -78,8 +78,9 @@ class Talk:
 
     async def say(self, pcm: bytes | None = None) -> None:
         pcm = self.speech + SILENCE if pcm is None else pcm
-        for at in range(0, len(pcm), PIECE):
-            await self.send("input_audio_buffer.append", audio=base64.b64encode(pcm[at : at + PIECE]).decode())
+        for start in range(0, len(pcm), PIECE):
+            audio = base64.b64encode(pcm[start : start + PIECE]).decode()
+            await self.send("input_audio_buffer.append", audio=audio)
 
     async def write(self, *content: Event) -> None:
         await self.send("conversation.item.create", item={"type": "message", "role": "user", "content": list(content)})
@@ -217,6 +218,6 @@ SCENARIOS: dict[str, Callable[[Talk], Awaitable[None]]] = {
 
 
 async def drive(link: Link, scenario: str, speech: str) -> None:
-    """Run a scenario over a link. Raises AssertionError where the server behaves otherwise."""
+    """Run a scenario over a link. Raises AssertionError where the server behaves differently."""
     async with asyncio.timeout(40):
         await SCENARIOS[scenario](Talk(link, Path(speech)))

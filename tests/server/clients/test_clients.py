@@ -1,7 +1,8 @@
-"""Unmodified clients against a real server with real speech. A table of them is written where one is asked for.
+"""Unmodified clients against a real server with real speech.
 
-Clients are used where they are installed: npm's by `npm ci` in this folder, Python's for the interpreter that
-ECHOSIGHT_CLIENTS_PYTHON names (see requirements.txt). ECHOSIGHT_CLIENTS_TABLE names a file for the table.
+Clients are tested where they are installed: those of npm by `npm ci` in this folder, those of Python for the
+interpreter that ECHOSIGHT_CLIENTS_PYTHON names (see requirements.txt). With ECHOSIGHT_CLIENTS_TABLE, the table of what
+works is written to that file.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ FOLDER = Path(__file__).parent
 PYTHON = os.environ.get("ECHOSIGHT_CLIENTS_PYTHON", sys.executable)
 SPOKEN = "go forward ten meters"
 RECORDED = "pocketsphinx__test_data_goforward.wav"
-"""The same words in a real voice."""
+"""A recording of the same words by a human."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A package and how it is driven."""
+    """A package and the command that drives it."""
 
     label: str
     package: str
@@ -41,7 +42,7 @@ class Client:
     npm: bool = False
 
     def version(self) -> str | None:
-        """Which version is installed; None where there is none."""
+        """The installed version; None where it is not installed."""
         return _npm_version(self.package) if self.npm else _python_version(self.package)
 
 
@@ -86,17 +87,17 @@ def tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory, flite: Flite) -> Path:
-    """PCM16 at 24 kHz, as clients of this protocol send it: a real voice where there is one, or else a made one."""
+    """PCM16 at 24 kHz, as clients of this protocol send it: a recording where there is one, else a synthetic voice."""
     path = tmp_path_factory.mktemp("speech") / "speech.pcm"
     folder = os.environ.get("ECHOSIGHT_SPEECH")
-    said = decode_audio((Path(folder) / RECORDED).read_bytes()) if folder else flite(SPOKEN)
-    path.write_bytes(resample(said, 24_000).pcm)
+    chunk = decode_audio((Path(folder) / RECORDED).read_bytes()) if folder else flite(SPOKEN)
+    path.write_bytes(resample(chunk, 24_000).pcm)
     return path
 
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[dict[str, set[str]]]:
-    """Client -> what it can do, as far as the tests have come; written where a table is asked for."""
+    """Client -> the scenarios that have passed so far; written to ECHOSIGHT_CLIENTS_TABLE at the end."""
     passed: dict[str, set[str]] = {}
     yield passed
     if path := os.environ.get("ECHOSIGHT_CLIENTS_TABLE"):
@@ -115,7 +116,9 @@ def _table(passed: dict[str, set[str]]) -> str:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.label)
-def test_client(client: Client, scenario: str, tool_server: Server, speech: Path, table: dict[str, set[str]]) -> None:
+def test_a_client_masters_a_scenario(
+    client: Client, scenario: str, tool_server: Server, speech: Path, table: dict[str, set[str]]
+) -> None:
     if client.version() is None:
         pytest.skip(f"{client.package} is not installed")
     passed = table.setdefault(client.label, set())

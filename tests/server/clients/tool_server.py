@@ -1,4 +1,4 @@
-"""The real server with its real ears and voice, but a chat that calls functions and tells long stories."""
+"""The real server with its own STT and TTS, and a scripted LLM that calls functions and tells long stories."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STORY_WORDS = 80
 
 
 class ToolLLM(EchoLLM):
-    """Calls the first function it is given, repeats what that returned, and is an `EchoLLM` otherwise."""
+    """Calls the first of its functions, repeats the result, and is an `EchoLLM` otherwise."""
 
     name = "tool chat"
 

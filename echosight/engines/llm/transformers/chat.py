@@ -34,18 +34,25 @@ class TransformersLLM:
         self._build = build
         self._seed = seed
         self._worker = Worker("chat")
-        self._generator: TextGenerator
+        self._loaded: TextGenerator | None = None
         self._partials: dict[str, str] = {}
         """Conversation id -> the last partial transcript."""
         self._prefilling: set[str] = set()
 
     async def start(self) -> None:
         """Load the model. Raises `SetupError`."""
-        self._generator = await self._worker.call(lambda: self.loading.run(self._build))
+        self._loaded = await self._worker.call(lambda: self.loading.run(self._build))
 
     async def close(self) -> None:
-        """End the model's thread."""
+        """End the model's thread and free the model."""
         await self._worker.close()
+        self._loaded = None
+
+    @property
+    def _generator(self) -> TextGenerator:
+        if self._loaded is None:
+            raise EngineFailure(f"{self.name} is not started")
+        return self._loaded
 
     async def prefill(self, conversation: Conversation, text: str) -> None:
         """Compute the prompt up to the words on which the last two partial transcripts agree.
@@ -89,7 +96,8 @@ class TransformersLLM:
     async def release(self, conversation_id: str) -> None:
         """Drop the conversation's KV cache; unknown ids are fine."""
         self._partials.pop(conversation_id, None)
-        await self._worker.call(lambda: self._generator.release(conversation_id))
+        if generator := self._loaded:
+            await self._worker.call(lambda: generator.release(conversation_id))
 
     def _request(self, conversation: Conversation, options: GenerateOptions) -> PromptRequest:
         instructions = conversation.instructions if options.instructions is None else options.instructions

@@ -1,4 +1,4 @@
-"""A server on a real socket, an LLM that uses it, and the pauses between attempts."""
+"""A server on a real socket, and an LLM that uses it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,3 @@ async def llm(server: Server) -> AsyncIterator[OpenAILLM]:
     await llm.start()
     yield llm
     await llm.close()
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts; they are recorded instead of slept."""
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
-    return pauses

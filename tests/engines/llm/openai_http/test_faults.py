@@ -23,7 +23,7 @@ async def test_three_more_attempts_before_the_first_chunk(server: Server, llm: O
     server.on(CHAT, broken)
     with pytest.raises(TransientError, match=r"service unavailable \(500\)"):
         await ask(llm)
-    assert len(server.asked(CHAT)) == 8
+    assert len(server.requests_to(CHAT)) == 8
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_sse_comments_do_not_extend_the_timeout(server: Server, pauses: li
     await llm.service.start()
     with pytest.raises(TransientError, match="sent nothing for"):
         await ask(llm)
-    assert len(server.asked(CHAT)) == 4
+    assert len(server.requests_to(CHAT)) == 4
     await llm.close()
 
 

@@ -29,7 +29,7 @@ async def test_text_is_streamed_and_tokens_are_counted(server: Server, llm: Open
         TextChunk("lo."),
         GenerationSummary(Usage(input_text=7, cached=5, output_text=2), "stop"),
     ]
-    payload = server.asked(CHAT)[0].json
+    payload = server.requests_to(CHAT)[0].json
     assert payload == {
         "model": "tiny",
         "stream": True,
@@ -108,7 +108,7 @@ async def test_tool_calls_are_streamed(server: Server, llm: OpenAILLM) -> None:
         ToolCallChunk("a", "weather", '"Rome"}'),
         ToolCallChunk("b", "time", "{}"),
     ]
-    payload = server.asked(CHAT)[0].json
+    payload = server.requests_to(CHAT)[0].json
     function = {key: value for key, value in tool.items() if key != "type"}
     assert payload["tools"] == [{"type": "function", "function": function}]
     assert payload["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
@@ -123,7 +123,7 @@ async def test_a_field_that_the_server_rejects_is_left_out_from_then_on(server: 
     )
     options = GenerateOptions(max_output_tokens=5)
     assert text_of(await ask(llm, options=options)) == text_of(await ask(llm, options=options)) == "Hello."
-    first, second, third, fourth = (request.json for request in server.asked(CHAT))
+    first, second, third, fourth = (request.json for request in server.requests_to(CHAT))
     assert "stream_options" in first
     assert "stream_options" not in second
     assert third == fourth
@@ -136,7 +136,7 @@ async def test_images_are_left_out_once_the_server_rejects_them(server: Server, 
     server.on(CHAT, HELLO, answer({"error": {"message": "image input is not supported"}}, 400), HELLO)
     for _ in range(2):
         assert text_of(await ask(llm, conversation)) == "Hello."
-    first, rejected, without = (request.json["messages"] for request in server.asked(CHAT))
+    first, rejected, without = (request.json["messages"] for request in server.requests_to(CHAT))
     assert first == rejected
     assert first[0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,/9g="
     assert without == [{"role": "user", "content": "What is this?"}]
@@ -146,7 +146,7 @@ async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Se
     full = answer({"error": {"message": "the request exceeds the available context size"}}, 400)
     server.on(CHAT, full, full, HELLO, full)
     assert text_of(await ask(llm, conversation_of(*"abcdefgh"))) == "Hello."
-    sent = [[message["content"] for message in request.json["messages"][1:]] for request in server.asked(CHAT)]
+    sent = [[message["content"] for message in request.json["messages"][1:]] for request in server.requests_to(CHAT)]
     assert sent == [[*"abcdefgh"], [*"defgh"], [*"gh"]]
     with pytest.raises(PermanentError, match="context size"):
         await ask(llm, conversation_of("a"))
@@ -187,7 +187,7 @@ async def test_the_prompt_is_prefilled_on_a_local_server(server: Server) -> None
     await llm.prefill(conversation, "How are you")
     assert text_of(await ask(llm, conversation)) == "Hello."
     await gone.wait()
-    first, second, last = (request.json for request in server.asked(CHAT))
+    first, second, last = (request.json for request in server.requests_to(CHAT))
     assert (first["max_tokens"], "stream" in first) == (1, False)
     assert first["messages"] == last["messages"]
     assert second["messages"][:2] == first["messages"]
@@ -199,5 +199,5 @@ async def test_nothing_is_prefilled_on_a_server_with_a_key(server: Server) -> No
     await llm.start()
     await llm.prefill(conversation_of("Hi"), "How are")
     assert text_of(await ask(llm)) == "Hello."
-    assert len(server.asked(CHAT)) == 1
+    assert len(server.requests_to(CHAT)) == 1
     await llm.close()

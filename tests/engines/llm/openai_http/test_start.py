@@ -44,7 +44,7 @@ async def test_a_server_without_a_model_list_may_still_have_the_model(server: Se
     llm = from_url(f"{server.url}/v1#mine", Settings(model=None))
     await llm.start()
     assert text_of(await ask(llm)) == "Hello."
-    assert server.asked(CHAT)[0].json["model"] == "mine"
+    assert server.requests_to(CHAT)[0].json["model"] == "mine"
     await llm.close()
 
 

@@ -1,4 +1,4 @@
-"""A server that downloads a model and loads it: /health and the terminal tell how far it is."""
+"""While a server downloads and loads a model, /health and the terminal report its progress."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.engines.hub import hub
 from tests.server.serving import running
 
 PIECE = 10_000_000
-"""Bytes that the hub's client takes before it counts them."""
+"""Bytes after which the hub's client reports progress."""
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Of a tiny Llama, and a large file."""
+    """A model repository: a tiny Llama and a large file."""
     for module in ("torch", "transformers"):
         pytest.importorskip(module)
     from tests.engines.tiny_local import write_llama
@@ -29,28 +29,28 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def test_health_tells_what_is_loading_and_how_much_of_it_is_done(repository: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+def test_health_reports_what_is_loading_and_how_much_of_it_is_done(repository: Path, tmp_path: Path) -> None:
+    reports: list[str] = []
     with hub(repository) as source:
 
         def watch(state: dict[str, Any]) -> None:
             assert state["status"] == "loading"
-            told.append(state.get("loading", ""))
-            if share(told[-1]):
+            reports.append(state.get("loading", ""))
+            if share(reports[-1]):
                 source.gate.set()
 
         flags = ("--model", "owner/name", "--stt", "sphinx", "--tts", "espeak", "--device", "cpu")
         folders: dict[str, Any] = {"HF_ENDPOINT": source.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
         with running(tmp_path, *flags, watch=watch, **folders) as served:
             log = served.log
-    assert any("name: libraries" in words for words in told), told
-    assert {share(words) for words in told} & set(range(10, 91)), told
+    assert any("name: libraries" in words for words in reports), reports
+    assert {share(words) for words in reports} & set(range(10, 91)), reports
     assert "Loading weights: 100%" in log
     for step in ("libraries", "files", "weights"):
         assert log.count(f"name: loading {step}\n") == 1
 
 
 def share(words: str) -> int:
-    """Percent of the model's files that are there; 0 where nothing was said."""
+    """Percent of the model's files that are downloaded; 0 where it is not reported."""
     found = re.search(r"name: files (\d+)%", words)
     return int(found[1]) if found else 0
