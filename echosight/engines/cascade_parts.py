@@ -53,13 +53,14 @@ class PartRegistry(Generic[Part]):
                 f"{self.flag} {name} needs the package {error.name}: uv pip install {error.name}"
             ) from error
 
-    def choose(self, names: str, settings: Settings) -> Part:
+    def choose(self, names: str, settings: Settings, order: Sequence[str] = ()) -> Part:
         """The parts named (separated by commas), or the default one, with their fallbacks. Raises `SetupError`.
 
-        The default one always has the built-in one as a fallback: it may turn out to lack something when it starts.
+        `order` replaces `default_order`. The default one always has the built-in one as a fallback: it may turn out to
+        lack something when it starts.
         """
         specs = split(names)
-        parts = [self.create(spec, settings) for spec in specs] or [self._default(settings)]
+        parts = [self.create(spec, settings) for spec in specs] or [self._default(settings, order)]
         return self.with_fallbacks(parts, settings, specs, always_builtin=not specs)
 
     def with_fallbacks(
@@ -80,9 +81,9 @@ class PartRegistry(Generic[Part]):
         log.info("%s: %s", self.flag.removeprefix("--"), ", then ".join(_name(part) for part in parts))
         return parts[0] if len(parts) == 1 else self.chain(parts)
 
-    def _default(self, settings: Settings) -> Part:
+    def _default(self, settings: Settings, order: Sequence[str]) -> Part:
         has_url = self.url_setting and getattr(settings, self.url_setting)
-        for name in ("openai", *self.default_order) if has_url else self.default_order:
+        for name in (*(["openai"] if has_url else []), *(order or self.default_order)):
             if (part := self._try(name, settings)) is not None:
                 return part
         raise SetupError(f"No package for {self.flag} is installed; `uv sync` installs the built-in one")
@@ -143,13 +144,14 @@ TTSS: PartRegistry[TTS] = PartRegistry(
     {
         "kokoro": "tts.kokoro:make_tts",
         "piper": "tts.piper:make_tts",
+        "hibari": "tts.hibari:make_tts",
         "vits": "tts.vits:make_tts",
         "espeak": "tts.espeak:make_tts",
         "pyttsx3": "tts.pyttsx3:make_tts",
         "openai": "tts.openai_http:openai",
         "deepgram": "tts.deepgram:make_tts",
     },
-    default_order=("kokoro", "piper", "espeak"),
+    default_order=("kokoro", "piper", "hibari", "espeak"),
     url_setting="tts_api_url",
     cloud_fallbacks=("deepgram", "openai"),
     builtin="espeak",

@@ -10,6 +10,8 @@ from echosight.engines import LLM, STT, Engine
 from echosight.engines.cascade.engine import Cascade
 from echosight.engines.cascade_parts import LLMS, STTS, TTSS, split
 from echosight.engines.runtime.huggingface.source import fetch_config, is_local
+from echosight.engines.stt.whisper_embedded import NAME as EMBEDDED_WHISPER
+from echosight.engines.stt.whisper_embedded import embedded_folder
 from echosight.errors import SetupError
 from echosight.settings import Settings
 
@@ -36,10 +38,18 @@ def load(settings: Settings) -> Engine:
 
 
 def _default_engine(settings: Settings) -> Engine:
-    """The built-in parts, which download nothing, or other ones where the user names them."""
-    stt = STTS.choose(settings.stt or "sphinx", settings)
-    tts = TTSS.choose(settings.tts or settings.tts_provider or "espeak", settings)
+    """The built-in parts, which download nothing, or other ones where the user names them.
+
+    Whisper tiny.en and hibari come with packages of the group ``embedded``; without it, pocketsphinx and espeak-ng do
+    their work, as they do where those fail.
+    """
+    stt = STTS.choose(settings.stt, settings, _embedded_stts())
+    tts = TTSS.choose(settings.tts or settings.tts_provider, settings, ("hibari", "espeak"))
     return Cascade(stt, LLMS.create("echo", settings), tts, capacity=CASCADE_CAPACITY)
+
+
+def _embedded_stts() -> tuple[str, ...]:
+    return (f"whisper:{EMBEDDED_WHISPER}", "sphinx") if embedded_folder(EMBEDDED_WHISPER) else ("sphinx",)
 
 
 def _create_llm(spec: str, settings: Settings) -> LLM:

@@ -79,6 +79,7 @@ def text_for(pcm: bytes) -> str:
 STTS: dict[str, Callable[[Folder], Case]] = {
     "sphinx": lambda _: plain(SphinxSTT()),
     "whisper": lambda folder: plain(whisper(folder("whisper"))),
+    "whisper-embedded": lambda _: plain(REGISTRY.create("whisper:tiny.en", Settings())),
     "vosk": lambda _: plain(vosk()),
     "openai": lambda _: openai(),
     "deepgram": lambda _: deepgram(),

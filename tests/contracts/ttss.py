@@ -94,6 +94,7 @@ async def scripted(**kwargs: Any) -> AsyncIterator[Running[TTS]]:
 
 TTSS: dict[str, Callable[[Folder], Case]] = {
     "espeak": lambda _: espeak(),
+    "hibari": lambda _: plain(REGISTRY.create("hibari", Settings())),
     "vits": lambda folder: vits(folder("vits")),
     "kokoro": lambda folder: plain(REGISTRY.create(f"kokoro:{folder('kokoro')}", Settings())),
     "kokoro-untimed": lambda folder: plain(REGISTRY.create(f"kokoro:{folder('kokoro-untimed')}", Settings())),

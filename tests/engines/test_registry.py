@@ -45,7 +45,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         def create(argument: str | None, settings: Settings) -> Any:
             if name not in names:
                 raise SetupError(f"{name} is not installed")
-            return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=())
+            return SimpleNamespace(name=f"{name}({argument or ''})", rate=1, voices=(), languages=())
 
         return SimpleNamespace(
             **dict.fromkeys(("make_llm", "make_stt", "make_tts", "openai", "groq", "deepseek"), create)
@@ -67,7 +67,19 @@ def test_without_a_name_it_is_the_built_in_engine(model: str | None) -> None:
     engine = load(Settings(model=model))
     assert isinstance(engine, Cascade)
     assert isinstance(engine.llm, EchoLLM)
-    assert (engine.stt.name, engine.tts.name) == ("pocketsphinx", "espeak-ng")
+    assert named(engine.stt) == ["whisper tiny.en", "pocketsphinx"]
+    assert named(engine.tts) == ["hibari", "espeak-ng"]
+
+
+def test_without_the_embedded_weights_the_built_in_engine_has_its_smaller_parts(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echosight.engines.registry.embedded_folder", lambda name: None)
+    installed |= {"stt.whisper", "stt.sphinx", "tts.kokoro", "tts.espeak", "llm.echo"}
+    engine = load(Settings())
+    assert isinstance(engine, Cascade)
+    assert named(engine.stt) == ["stt.sphinx()"]
+    assert named(engine.tts) == ["tts.espeak()"]
 
 
 def test_the_built_in_engine_may_have_another_stt_and_tts() -> None:
@@ -247,7 +259,7 @@ def wrong(**kwargs: Any) -> Callable[[], Settings]:
         (wrong(model="http://"), "http:// is no address; give one such as http://localhost:8000/v1"),
         (wrong(model="deepseek"), "set DEEPSEEK_API_KEY"),
         (wrong(stt="ears"), "--stt ears is not known; choose one of whisper, vosk, sphinx, openai, groq, deepgram"),
-        (wrong(tts="mouth:x"), "--tts mouth is not known; choose one of kokoro, piper, vits, espeak"),
+        (wrong(tts="mouth:x"), "--tts mouth is not known; choose one of kokoro, piper, hibari, vits"),
         (wrong(stt="deepgram"), "set DEEPGRAM_API_KEY"),
         (wrong(tts="openai"), "set TTS_API_URL, or OPENAI_API_KEY"),
         (wrong(stt="openai", whisper_url="localhost:1"), "localhost:1.* is no address"),

@@ -193,6 +193,7 @@ class BusyEngine(ScriptedEngine):
 class BusyTTS:
     rate = 24_000
     voices: tuple[str, ...] = ("one",)
+    languages: tuple[str, ...] = ()
     name = "busy"
 
     def __init__(self, engine: BusyEngine) -> None:

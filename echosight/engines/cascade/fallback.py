@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 COOLDOWN_S = 30.0
 """How long a part that failed is not tried, where there are others; longer where its server asks for that."""
 
+LATIN_END = 0x250
+"""The first code point after the letters of Latin scripts."""
+
 Part = TypeVar("Part", STT, LLM, TTS)
 Result = TypeVar("Result")
 
@@ -222,7 +225,9 @@ class TTSChain(FallbackChain[TTS]):
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Raises the failure of the last candidate."""
-        candidates = sorted(self.candidates(), key=lambda part: (self.is_cooling(part), not self._suits(part, options)))
+        candidates = sorted(
+            self.candidates(), key=lambda part: (self.is_cooling(part), not self._suits(part, text, options))
+        )
         for part in candidates:
             begun = False
             try:
@@ -237,12 +242,17 @@ class TTSChain(FallbackChain[TTS]):
                 if begun or part is candidates[-1]:
                     raise
 
-    def _suits(self, part: TTS, options: GenerateOptions) -> bool:
-        """Whether the part has the requested voice; where no part has it, whether it speaks the language."""
+    def _suits(self, part: TTS, text: str, options: GenerateOptions) -> bool:
+        """Whether the part has the requested voice; where no part has it, whether it speaks the language.
+
+        Where no language is known, a part of some languages does not suit text in other scripts than theirs, the Latin.
+        """
         if options.voice in self.voices:
             return options.voice in part.voices
+        if not part.languages:
+            return True
         language = (options.language or "").lower().partition("-")[0]
-        return not language or not part.languages or language in part.languages
+        return language in part.languages if language else not _is_foreign_script(text)
 
     async def _synthesize_with(self, part: TTS, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         if options.voice not in part.voices and (part is not self.parts[0] or options.voice in self.voices):
@@ -254,3 +264,9 @@ class TTSChain(FallbackChain[TTS]):
                 yield replace(chunk, pcm=resampler.push(chunk.pcm), provider=part.name)
         if rest := resampler.push(b"", last=True):
             yield SpeechChunk(rest, provider=part.name)
+
+
+def _is_foreign_script(text: str) -> bool:
+    """Whether most letters of the text are not Latin."""
+    letters = [character for character in text if character.isalpha()]
+    return sum(ord(letter) >= LATIN_END for letter in letters) > len(letters) / 2

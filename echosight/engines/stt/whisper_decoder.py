@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from echosight.audio.pcm import pcm_to_float
 from echosight.audio.speech_spans import VadOptions, get_speech_timestamps
+from echosight.engines.stt.whisper_window import ShortWindow
 from echosight.media import Transcript, Word
 
 SPEECH = VadOptions(threshold=0.5, min_speech_duration_ms=96, speech_pad_ms=96)
 MAX_PROMPT_CHARS = 200
+FINAL_BEAM = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,10 @@ class HallucinationFilter:
     def drops(self, segment: Any) -> bool:
         silent = segment.avg_logprob < self.log_probability and segment.no_speech_prob > self.no_speech
         return bool(silent or segment.compression_ratio > self.compression_ratio)
+
+    def doubts(self, segment: Any) -> bool:
+        """Whether the text deserves another decode, at other temperatures."""
+        return bool(segment.avg_logprob < self.log_probability or segment.compression_ratio > self.compression_ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Decoder:
 
     def __init__(self, model: Any, hallucinations: HallucinationFilter = HallucinationFilter()) -> None:
         self._model = model
+        self._short_window = ShortWindow(model)
         self._filter = hallucinations
         self._languages = frozenset(model.supported_languages)
 
@@ -77,28 +84,39 @@ class Decoder:
         samples = pcm_to_float(pcm)
         if not _has_speech(samples):
             return [], self.language_code(language)
+        code = self.language_code(language)
+        prompt = previous_text[-MAX_PROMPT_CHARS:]
+        utterance = None
+        if self._short_window.fits(samples):
+            beam = FINAL_BEAM if final else 1
+            utterance, code = self._short_window.decode(samples, code, prompt, beam=beam, timed=final)
+        if utterance is not None and not (final and self._filter.doubts(utterance)):
+            return self._select([utterance], lambda: True), code
         found, info = self._model.transcribe(
             samples,
-            language=self.language_code(language),
-            beam_size=5 if final else 1,
+            language=code,
+            beam_size=FINAL_BEAM if final else 1,
             # Partial texts at different temperatures would contradict each other, and cost a decoding each.
             temperature=(0.0, 0.4, 0.8) if final else 0.0,
             word_timestamps=final,
             condition_on_previous_text=False,
-            initial_prompt=previous_text[-MAX_PROMPT_CHARS:] or None,
+            initial_prompt=prompt or None,
             no_speech_threshold=self._filter.no_speech,
             log_prob_threshold=self._filter.log_probability,
             compression_ratio_threshold=self._filter.compression_ratio,
         )
+        return self._select(found, should_continue), info.language
+
+    def _select(self, found: Iterable[Any], should_continue: Callable[[], bool]) -> list[Segment]:
         segments = []
         for segment in found:
             if not should_continue():
                 break
-            if not self._filter.drops(segment):
+            if segment.text.strip() and not self._filter.drops(segment):
                 words = tuple(TimedWord(round(w.start * 1000), w.word) for w in segment.words or ())
                 words = words or (TimedWord(round(segment.start * 1000), segment.text),)
                 segments.append(Segment(segment.text, round(segment.end * 1000), words))
-        return segments, info.language
+        return segments
 
 
 def to_transcript(words: list[TimedWord], language: str | None, duration_ms: int) -> Transcript:

@@ -8,20 +8,28 @@ from typing import Any
 
 from echosight.engines.runtime.huggingface.source import fetch, first_line
 from echosight.engines.runtime.progress import report
+from echosight.engines.stt.whisper_embedded import check_embedded, embedded_folder
 from echosight.errors import SetupError
 
 FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 
 
 def load_model(source: str, device: str = "auto") -> Any:
-    """A `faster_whisper.WhisperModel`. `source`: a folder, a Hugging Face id or a size, which is downloaded.
+    """A `faster_whisper.WhisperModel`. `source`: a folder, a Hugging Face id or a size.
+
+    A size is taken from the package that has it, else from the hub's cache, else it is downloaded.
 
     `device`: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises `SetupError`.
     """
     import ctranslate2
     from faster_whisper import WhisperModel
 
-    folder = check_folder(Path(source).expanduser() if is_folder(source) else _download(source))
+    if is_folder(source):
+        folder = check_folder(Path(source).expanduser())
+    elif (embedded := embedded_folder(source)) is not None:
+        folder = check_embedded(embedded)
+    else:
+        folder = check_folder(_download(source))
     report("weights")
     gpu = device != "cpu" and ctranslate2.get_cuda_device_count() > 0
     if device.startswith("cuda") and not gpu:

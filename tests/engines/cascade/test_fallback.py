@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,42 @@ async def test_a_sentence_that_has_begun_is_not_begun_again() -> None:
             assert (await anext(chunks)).provider == "local"
             await anext(chunks)
     assert cloud.texts == []
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "speaker"),
+    [
+        ("hello", {}, "english"),
+        ("hello", {"language": "en-GB"}, "english"),
+        ("hallo", {"language": "de"}, "any"),
+        ("hello", {"voice": "two"}, "any"),
+        ("hallo", {"voice": "one", "language": "de"}, "english"),
+        ("hello", {"voice": "unknown"}, "english"),
+        ("今日は", {}, "any"),
+        ("naïve café", {}, "english"),
+        ("1 + 1", {}, "english"),
+    ],
+)
+async def test_voice_language_and_script_choose_the_part_that_speaks(
+    text: str, options: dict[str, Any], speaker: str
+) -> None:
+    english, other = tts("english"), tts("any")
+    english.languages, other.voices = ("en",), ("two", "one")
+    chain = TTSChain([english, other])
+    await chain.start()
+    assert chain.voices == ("one", "two")
+    chunks = [chunk async for chunk in chain.synthesize(text, GenerateOptions(**options))]
+    assert {chunk.provider for chunk in chunks} == {speaker}
+
+
+async def test_a_part_that_failed_does_not_speak_its_language_for_a_while() -> None:
+    english, other = tts("english", FIRST), tts("any")
+    english.languages = ("en",)
+    chain = TTSChain([english, other])
+    await chain.start()
+    for fails in (FIRST, ""):
+        english.fails = fails
+        assert {chunk.provider async for chunk in chain.synthesize("hello", OPTIONS)} == {"any"}
 
 
 # --- the whole ------------------------------------------------------------------------------------
