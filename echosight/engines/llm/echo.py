@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator
 
 from echosight.conversation import Conversation, Item
@@ -18,6 +19,13 @@ from echosight.vision.statistics import describe, measure
 
 _ASKS_FOR_LAST_WORDS = re.compile(r"\bwhat (?:did|have) i (?:just )?(?:say|said|tell|told)\b", re.IGNORECASE)
 
+_ASKS_FOR_TIME = re.compile(r"\bwhat(?:'s| is)? (?:the )?time\b|\btime is it\b", re.IGNORECASE)
+_ASKS_FOR_MODEL = re.compile(r"\b(?:real|other|better|another|language) models?\b", re.IGNORECASE)
+
+HOW_TO_GET_A_MODEL = (
+    "Start me again with the option --model and a Hugging Face id, a GGUF file or the address of a server; "
+    "the README lists what works."
+)
 INTRODUCTION = "I am the built-in demo, so I only repeat what I understand."
 NOTHING_UNDERSTOOD = "I heard you, but I understood no words."
 
@@ -74,6 +82,10 @@ class EchoLLM:
             return
         if current.text:
             yield f"{'I heard' if current.audio else 'You wrote'}: {_closed(current.text)}"
+            if _ASKS_FOR_TIME.search(current.text):
+                yield f"It is {time.strftime('%H:%M')} here."
+            if _ASKS_FOR_MODEL.search(current.text):
+                yield HOW_TO_GET_A_MODEL
         elif current.audio:
             yield NOTHING_UNDERSTOOD
         if current.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from echosight.conversation import AudioPart, Conversation, ImagePart, Item, TextPart
 from echosight.engines import GenerationSummary, TextChunk
-from echosight.engines.llm.echo import INTRODUCTION, NOTHING_UNDERSTOOD, EchoLLM
+from echosight.engines.llm.echo import HOW_TO_GET_A_MODEL, INTRODUCTION, NOTHING_UNDERSTOOD, EchoLLM
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
 from echosight.vision.statistics import describe, measure
@@ -57,6 +58,16 @@ async def test_it_repeats_the_users_words_and_introduces_itself(llm: EchoLLM) ->
 async def test_it_says_that_it_understood_no_words(llm: EchoLLM) -> None:
     for nothing in ("", None):
         assert (await reply(llm, spoken(nothing)))[0].startswith(NOTHING_UNDERSTOOD)
+
+
+async def test_it_knows_the_time_and_how_to_get_a_model(llm: EchoLLM) -> None:
+    for question in ("What time is it?", "what's the time", "What is the time please?"):
+        text, _ = await reply(llm, spoken(question))
+        assert re.search(r"It is \d\d:\d\d here\.", text)
+    text, _ = await reply(llm, spoken("How do I get a real model?"))
+    assert HOW_TO_GET_A_MODEL in text
+    text, _ = await reply(llm, spoken("I had a good time."))
+    assert "It is" not in text
 
 
 async def test_it_remembers_the_previous_turn(llm: EchoLLM) -> None:
