@@ -112,7 +112,7 @@ async def test_a_second_llm_takes_over_where_the_first_fails(parts: Server, serv
             for _ in range(2):
                 assert (await me.ask(typed("Open the window."))).text.split() == REPLY.split()
         assert len(broken.requests_to(CHAT)) == 1
-        assert f"broken at 127.0.0.1:{broken.port} failed (PermanentError); the next in line takes over" in served.log
+        assert f"broken at 127.0.0.1:{broken.port} failed (PermanentError); trying the next one" in served.log
 
 
 @pytest.mark.parametrize("kind", KINDS)
