@@ -81,7 +81,7 @@ def test_no_body_makes_a_route_fail(server: Server, path: str, request_body: Any
 
 async def test_a_killed_speech_worker_fails_one_turn_only(serve: Serve, flite: Flite) -> None:
     server = serve("--speech-workers", "1")
-    spoken = joined(flite("open the window please"), silence(0.8))
+    spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
         await send_sound(socket, spoken)
         seen: list[Record] = []
@@ -101,7 +101,7 @@ async def test_a_killed_speech_worker_fails_one_turn_only(serve: Serve, flite: F
 
 async def test_the_next_turn_works_after_a_worker_was_killed_while_the_user_spoke(serve: Serve, flite: Flite) -> None:
     server = serve("--speech-workers", "1")
-    spoken = joined(flite("open the window please"), silence(0.8))
+    spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
         for number, piece in enumerate(pieces(spoken, 0.1)):
             await socket.send(piece.pcm)
@@ -219,7 +219,7 @@ def resident_mb(pid: int) -> float:
 
 async def test_a_client_that_does_not_read_does_not_delay_others(serve: Serve, flite: Flite) -> None:
     server = serve()
-    spoken = joined(flite("open the window please"), silence(0.8))
+    spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "deaf", audio="wav") as deaf:
         before = resident_mb(server.process.pid)
         deaf.transport.pause_reading()
@@ -276,7 +276,7 @@ async def test_oversized_requests_are_refused_with_413(serve: Serve) -> None:
 
 async def test_a_recording_holds_both_sides_of_the_session(serve: Serve, flite: Flite, tmp_path: Path) -> None:
     server = serve("--record", "--linger-s", "0")
-    spoken = joined(flite("open the window please"), silence(0.8))
+    spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "on-the-record") as socket:
         await send_sound(socket, spoken)
         await until(socket, "waterfall")
@@ -312,7 +312,7 @@ async def heard(server: Server, uid: str, recording: AudioChunk, speed: float | 
 
 
 async def test_a_recording_gives_the_same_events_at_any_speed(server: Server, flite: Flite) -> None:
-    first, second = flite("open the window please"), flite("seven of clubs")
+    first, second = flite("please open the window"), flite("the answer is seven clubs")
     recording = joined(silence(0.4), first, silence(0.7), second, silence(0.7))
     real_time = await heard(server, "1x", recording, 1.0)
     assert len(real_time[0]) == 4

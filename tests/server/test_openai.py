@@ -95,7 +95,7 @@ def test_a_completion_takes_images_and_speech(server: Server, flite: Flite) -> N
     file = io.BytesIO()
     Image.new("RGB", (64, 48), "red").save(file, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    sound = base64.b64encode(wav_bytes(flite("open the window please"))).decode()
+    sound = base64.b64encode(wav_bytes(flite("please open the window"))).decode()
     answer = ask(
         server,
         {"type": "image_url", "image_url": {"url": uri}},
@@ -123,7 +123,7 @@ def test_a_completion_takes_history_and_function_results(server: Server) -> None
 
 @pytest.mark.parametrize("form", ["json", "text", "verbose_json"])
 def test_a_recording_is_transcribed(server: Server, flite: Flite, form: str) -> None:
-    recording = flite("open the window please")
+    recording = flite("please open the window")
     files = {"file": ("speech.wav", wav_bytes(recording))}
     data = {"model": "whisper-1", "response_format": form}
     answer = httpx.post(f"{server.url}/v1/audio/transcriptions", files=files, data=data, timeout=30)
@@ -140,7 +140,7 @@ def test_a_recording_is_transcribed(server: Server, flite: Flite, form: str) -> 
 def test_a_recording_is_transcribed_as_subtitles(
     server: Server, flite: Flite, form: str, begins: str, point: str
 ) -> None:
-    files = {"file": ("speech.wav", wav_bytes(flite("open the window please")))}
+    files = {"file": ("speech.wav", wav_bytes(flite("please open the window")))}
     data = {"model": "whisper-1", "response_format": form}
     answer = httpx.post(f"{server.url}/v1/audio/transcriptions", files=files, data=data, timeout=30)
     assert answer.text.startswith(begins)

@@ -334,7 +334,7 @@ async def test_frames_that_are_not_events_are_refused(server: Server) -> None:
 
 async def test_lost_sockets_disturb_no_other_session(server: Server, flite: Flite) -> None:
     """Sockets are lost before anything was sent, while the user speaks, and while a response is generated or sent."""
-    speech = resample(flite("open the window please"), 24_000).pcm
+    speech = resample(flite("please open the window"), 24_000).pcm
     audio = base64.b64encode(speech + bytes(96_000)).decode()
     states: tuple[tuple[str | None, Json], ...] = (
         (None, {}),

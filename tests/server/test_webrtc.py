@@ -124,7 +124,7 @@ async def test_a_spoken_turn_gets_a_spoken_response(server: Server, flite: Flite
             session={"type": "realtime", "audio": {"input": {"transcription": {"model": "whisper-1"}}}},
         )
         await caller.until("session.updated")
-        caller.microphone.say(resample(flite("open the window please"), 48_000).pcm)
+        caller.microphone.say(resample(flite("please open the window"), 48_000).pcm)
         heard = await caller.until("conversation.item.input_audio_transcription.completed")
         assert "open the window" in heard["transcript"]
         started = await caller.until("output_audio_buffer.started")
@@ -142,7 +142,7 @@ async def test_speech_over_a_response_clears_it(server: Server, flite: Flite) ->
         caller.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
         caller.send(type="response.create")
         turn = (await caller.until("output_audio_buffer.started"))["response_id"]
-        caller.microphone.say(resample(flite("open the window please"), 48_000).pcm)
+        caller.microphone.say(resample(flite("please open the window"), 48_000).pcm)
         cleared = await caller.until("output_audio_buffer.cleared")
         assert cleared["response_id"] == turn
         assert "input_audio_buffer.speech_started" in caller.names

@@ -2,11 +2,12 @@
 
 Encoding is most of Whisper's work on a short utterance, and the model always takes 30 s in upstream's code. A window of
 the utterance and `PAD_S` of silence costs a fraction of it, with the same words. On a window that it was not trained
-on, the model sometimes repeats itself without end; `is_loop` finds that, and the caller decodes again with 30 s.
+on, the model sometimes repeats itself; `is_loop` and `repeats_itself` find that, and the caller decodes with 30 s.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ class ShortWindow:
             suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
         )[0]
         tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
-        if is_loop(tokens, limit):
+        text = tokenizer.decode(tokens)
+        if is_loop(tokens, limit) or repeats_itself(text):
             return None, language
         words = self._word_times(tokenizer, tokens, encoded, seconds) if timed else ()
-        return self._utterance(tokenizer.decode(tokens), tokens, result, seconds, words), language
+        return self._utterance(text, result, seconds, words), language
 
     def _features(self, samples: npt.NDArray[np.float32], seconds: float) -> npt.NDArray[np.float32]:
         """Log-mel [bands, frames]; an even number of frames, as the encoder halves it."""
@@ -119,9 +121,7 @@ class ShortWindow:
         return tuple(TimedText(word["word"], float(word["start"])) for word in words if word["word"].strip())
 
     @staticmethod
-    def _utterance(
-        text: str, tokens: list[int], result: Any, seconds: float, words: tuple[TimedText, ...]
-    ) -> Utterance:
+    def _utterance(text: str, result: Any, seconds: float, words: tuple[TimedText, ...]) -> Utterance:
         length = len(result.sequences_ids[0])
         data = text.encode()
         return Utterance(
@@ -135,6 +135,28 @@ class ShortWindow:
         )
 
 
+def repeats_itself(text: str) -> bool:
+    """Whether the last three words were said before, or a run of three or more words comes twice in a row.
+
+    Case and punctuation may differ between the repetitions and do not count. Speakers repeat themselves, too; such an
+    utterance only costs a second decode.
+    """
+    words = re.findall(r"[\w']+", text.lower())
+    if len(words) > 3 and any(words[start : start + 3] == words[-3:] for start in range(len(words) - 3)):
+        return True
+    return _has_double_run(words)
+
+
+def _has_double_run(sequence: Sequence[Any]) -> bool:
+    """Whether a run of three or more elements comes twice in a row."""
+    count = len(sequence)
+    return any(
+        sequence[start : start + size] == sequence[start + size : start + 2 * size]
+        for size in range(3, count // 2 + 1)
+        for start in range(count - 2 * size + 1)
+    )
+
+
 def is_loop(tokens: Sequence[int], limit: int) -> bool:
     """Whether the decoder repeats itself: it reached `limit` tokens, ends in three equal runs of any length, or has a
     run of three or more tokens twice in a row."""
@@ -146,8 +168,4 @@ def is_loop(tokens: Sequence[int], limit: int) -> bool:
         for size in range(1, count // 3 + 1)
     ):
         return True
-    return any(
-        tokens[start : start + size] == tokens[start + size : start + 2 * size]
-        for size in range(3, count // 2 + 1)
-        for start in range(count - 2 * size + 1)
-    )
+    return _has_double_run(tokens)

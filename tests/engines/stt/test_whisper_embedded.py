@@ -16,7 +16,7 @@ from echosight.engines.stt.whisper import WhisperSTT, make_stt
 from echosight.engines.stt.whisper_decoder import Decoder
 from echosight.engines.stt.whisper_embedded import check_embedded, embedded_folder
 from echosight.engines.stt.whisper_model import load_model
-from echosight.engines.stt.whisper_window import is_loop
+from echosight.engines.stt.whisper_window import is_loop, repeats_itself
 from echosight.errors import SetupError
 from echosight.settings import Settings
 from tests.conftest import Flite
@@ -103,6 +103,22 @@ def test_three_equal_runs_at_the_end_are_a_loop(start: list[int], run: list[int]
 )
 def test_a_run_of_three_or_more_twice_in_a_row_is_a_loop(start: list[int], run: list[int], rest: list[int]) -> None:
     assert is_loop([*start, *run, *run, *rest], 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("Close the door now. Close the door now", True),
+        ("I have the 7 of clubs. I have the", True),
+        ("Close the door now.", False),
+        ("Good morning.", False),
+        ("No, no, no.", False),
+        ("It is what it is.", False),
+        ("", False),
+    ],
+)
+def test_a_repeated_end_is_found_in_the_text(text: str, repeats: bool) -> None:
+    assert repeats_itself(text) == repeats
 
 
 def test_a_damaged_file_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
