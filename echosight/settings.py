@@ -22,6 +22,14 @@ from echosight.errors import SetupError
 from echosight.options import AGGRESSIVENESS, GenerateOptions, SessionOptions, TurnDetectionOptions
 
 _PREFIX = "SERVER_"
+WORDS_PER_MINUTE = 175
+"""Speech rate of the voices at `GenerateOptions.speed` 1."""
+
+DEVICE_PROMPT = (
+    "You are the voice of a small wearable device without a screen. Reply in 15 to 60 words of plain text that can be "
+    "read aloud: short sentences, no lists, no markup, no emoji. To confirm an action, you may begin with [BEEP]: the "
+    "device then plays a tone."
+)
 _DETECTION = TurnDetectionOptions()
 
 
@@ -163,6 +171,18 @@ class Settings(BaseSettings):
         "DEFAULT_VAD_INTERRUPT_RESPONSE", "bridge clients: speech stops a response", False
     )
 
+    device_prompt: str = Field(
+        default=DEVICE_PROMPT, description="small devices: instructions for the model, after those of --system-prompt"
+    )
+    device_dialect: str = Field(
+        default="Indian English", description="small devices: the dialect that the model is told to reply in"
+    )
+    device_temperature: float = Field(default=0.2, ge=0, le=2, description="small devices: temperature of the model")
+    device_max_tokens: int = Field(default=200, ge=1, description="small devices: most tokens of a response")
+    device_words_per_minute: int = Field(
+        default=WORDS_PER_MINUTE, ge=44, le=700, description="small devices: speech rate of the voice"
+    )
+
     max_sessions: int = Field(default=0, ge=0, description="most sessions at once (0: as many as the engine can hold)")
     max_body_bytes: int = Field(default=32 << 20, ge=1024, description="largest HTTP body, in bytes")
     max_message_bytes: int = Field(default=16 << 20, ge=1024, description="largest WebSocket message, in bytes")
@@ -221,6 +241,11 @@ class Settings(BaseSettings):
             interrupt_response=self.default_vad_interrupt_response,
         )
 
+    def device_instructions(self) -> str:
+        """Instructions for the model that small devices talk to."""
+        dialect = f"Reply in {self.device_dialect}." if self.device_dialect else ""
+        return "\n".join(text for text in (self.system_prompt, self.device_prompt, dialect) if text)
+
     def session_options(self) -> SessionOptions:
         """Options of a new session."""
         detection = TurnDetectionOptions(
@@ -242,6 +267,7 @@ _GROUPS = {
     "enable_cloud_fallback": "parts",
     "vad_threshold": "turns",
     "default_system_prompt": "bridge",
+    "device_prompt": "devices",
     "max_sessions": "limits",
     "record": "recordings",
 }

@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"errors"},
     ),
     "echosight.routes": (
-        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight"},
+        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight", "devices"},
         {"realtime", "system"},
         {"auth", "handshake", "openai_errors"},
         {"dependencies", "errors", "client_secrets", "playout"},
@@ -54,7 +54,11 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"response_items"},
         {"playback", "outbox", "state"},
     ),
-    "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}, {"fields"}),
+    "echosight.wire": (
+        {"realtime", "echosight", "openai", "hotpin"},
+        {"turn_detection", "echosight_messages"},
+        {"fields"},
+    ),
     "echosight.wire.realtime": (
         {"wire"},
         {"negotiation", "responses", "server_events"},

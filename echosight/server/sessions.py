@@ -227,6 +227,12 @@ class SessionRegistry:
         async with self._connected(entry, keep_responding):
             yield entry
 
+    def take_over(self, key: str) -> None:
+        """Have the socket that reads the client's session leave, with `SupersededError`; `connect` waits for it."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.reader is not None:
+            entry.reader.superseded.set()
+
     @contextlib.asynccontextmanager
     async def resume(self, session_id: str | None, token_hash: str) -> AsyncIterator[SessionEntry | None]:
         """Take over a session that the same token opened; None where there is none.

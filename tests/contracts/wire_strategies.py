@@ -93,6 +93,7 @@ CORRECT: list[Json] = [
     {"type": "response.create", "response": {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}},
     {"type": "response.create", "response": {"voice": "two", "output_audio_format": "g711_alaw"}},
     {"type": "response.cancel", "response_id": "resp_1"},
+    *({"signal": signal} for signal in ("EOS", "STOP", "RESET")),
 ]
 
 json_values = st.recursive(

@@ -76,7 +76,7 @@ class Splitter:
         piece, self._text = self._text[:cut], self._text[cut:]
         start = self._start + len(piece) - len(piece.lstrip())
         self._start += cut
-        if not any(c.isalnum() for c in piece):
+        if not any(c.isalnum() for c in speakable(piece)):
             return []
         self._first = False
         return [Sentence(start, piece.strip())]
@@ -102,9 +102,10 @@ def _shorten(text: str) -> int:
     return space + 1 if space > 0 else MAX_CHARS
 
 
-_UNSPOKEN = re.compile(r"[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
+_UNSPOKEN = re.compile(r"\[BEEP\]|[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
 
 
 def speakable(text: str) -> str:
-    """The text without marks and pictures that nobody would read aloud; every character keeps its place."""
-    return _UNSPOKEN.sub(" ", text)
+    """The text without marks and pictures that nobody would read aloud, and without the token ``[BEEP]``, at which a
+    device plays a tone; every character keeps its place."""
+    return _UNSPOKEN.sub(lambda match: " " * len(match[0]), text)
