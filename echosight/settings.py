@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     vad_threshold: float = Field(
         default=_DETECTION.threshold, gt=0, le=1, description="speech probability from which audio counts as speech"
     )
+    speech_threshold: float = Field(
+        default=0.45, gt=0, le=1, description="the same for the voice assistant at /ws/audio"
+    )
     silence_ms: int = Field(
         default=_DETECTION.min_endpointing_delay_ms,
         ge=32,

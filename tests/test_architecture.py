@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"errors"},
     ),
     "echosight.routes": (
-        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight", "devices"},
+        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight", "devices", "assistant"},
         {"realtime", "system"},
         {"auth", "handshake", "openai_errors"},
         {"dependencies", "errors", "client_secrets", "playout"},
@@ -55,7 +55,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"playback", "outbox", "state"},
     ),
     "echosight.wire": (
-        {"realtime", "echosight", "openai", "hotpin"},
+        {"realtime", "echosight", "openai", "hotpin", "assistant"},
         {"turn_detection", "echosight_messages"},
         {"fields"},
     ),

@@ -15,6 +15,7 @@ from echosight import events as ev
 from echosight.errors import InputError
 from echosight.options import SessionOptions, apply_changes
 from echosight.wire import Message, Wire
+from echosight.wire.assistant import AssistantWire
 from echosight.wire.echosight import EchoSightWire
 from echosight.wire.echosight_messages import Limits
 from echosight.wire.hotpin import Handshake, HotpinWire
@@ -57,10 +58,11 @@ WIRES: dict[str, Callable[[], Wire]] = {
     "realtime bridge": lambda: realtime(BRIDGE_UPDATE),
     "realtime over webrtc": lambda: realtime(media_sample_rate=48_000),
     "realtime transcription": lambda: realtime(transcription_only=True),
+    "assistant": AssistantWire,
     "hotpin": lambda: HotpinWire(Handshake("me")),
     "hotpin, vad": lambda: HotpinWire(Handshake("me", vad=True)),
 }
-SMALL = ("hotpin", "hotpin, vad")
+SMALL = ("assistant", "hotpin", "hotpin, vad")
 """Dialects of few messages, which frame or encode the speech that they send."""
 
 every_wire = pytest.mark.parametrize("make", WIRES.values(), ids=WIRES)
