@@ -109,7 +109,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"subprocess_pool", "supervisor", "http_client", "sse"},
         {"ipc", "stderr", "retries", "progress", "worker", "extras", "sampling"},
     ),
-    "echosight.audio": ({"formats"}, {"codecs", "speech_spans"}, {"resampling", "g711", "silero"}, {"pcm"}),
+    "echosight.audio": ({"formats"}, {"codecs", "speech_spans", "opus"}, {"resampling", "g711", "silero"}, {"pcm"}),
     "echosight.turns": ({"audio_input"}, {"detector", "vad", "end_of_turn"}),
 }
 

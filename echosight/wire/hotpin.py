@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from echosight import events as ev
 from echosight.audio.formats import wav_header
+from echosight.audio.opus import OPUS_RATES, OpusDecoder, OpusEncoder, require_opus
 from echosight.audio.resampling import MAX_HZ, MIN_HZ
 from echosight.errors import WireError
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
@@ -42,6 +43,7 @@ class Handshake:
     vad: bool = False
     language: str | None = None
     voice: str | None = None
+    format: Literal["pcm16", "opus"] = "pcm16"
 
     def changes(self) -> SessionChanges:
         """The changes of the session's options. Without `vad` the device ends its turns by ``EOS``."""
@@ -57,7 +59,7 @@ class Handshake:
 
 
 def read_handshake(message: Message) -> Handshake:
-    """The first message of a connection. Raises `WireError`."""
+    """The first message of a connection. Raises `WireError`, and `InputError` 501 where there is no Opus."""
     if isinstance(message, bytes):
         raise WireError('Send {"session_id": "…"} before audio', code="handshake_required")
     body = read_json(message)
@@ -66,8 +68,15 @@ def read_handshake(message: Message) -> Handshake:
     session_id = body["session_id"]
     if not isinstance(session_id, str) or not 1 <= len(session_id) <= MAX_SESSION_ID_CHARS:
         raise WireError(f"session_id must be a string of 1 to {MAX_SESSION_ID_CHARS} characters", param="session_id")
-    if body.get("format", "pcm16") != "pcm16":
-        raise WireError("format must be 'pcm16'", param="format")
+    format = body.get("format", "pcm16")
+    if format not in ("pcm16", "opus"):
+        raise WireError("format must be 'pcm16' or 'opus'", param="format")
+    if format == "opus":
+        require_opus()
+        if body.get("output_rate") not in (None, *OPUS_RATES):
+            raise WireError(
+                f"output_rate of Opus must be one of {', '.join(map(str, OPUS_RATES))}", param="output_rate"
+            )
     return Handshake(
         session_id,
         _rate(body, "sample_rate"),
@@ -75,6 +84,7 @@ def read_handshake(message: Message) -> Handshake:
         _optional(body, "vad", bool) or False,
         _optional(body, "language", str),
         _optional(body, "voice", str),
+        format,
     )
 
 
@@ -97,6 +107,30 @@ def error_record(code: str, message: str) -> Json:
     return {"status": "error", "code": code, "message": message}
 
 
+class SpeechWriter(Protocol):
+    """Makes binary messages of the speech of one response."""
+
+    def push(self, chunk: AudioChunk) -> Iterator[bytes]:
+        """The messages that are full."""
+
+    def flush(self) -> Iterator[bytes]:
+        """The last message, where there is a rest."""
+
+
+class OpusPackets:
+    """One Opus packet a message; the last one is filled up with silence."""
+
+    def __init__(self, encoder: OpusEncoder) -> None:
+        self._encoder = encoder
+        self._encoder.clear()
+
+    def push(self, chunk: AudioChunk) -> Iterator[bytes]:
+        yield from self._encoder.push(chunk.pcm)
+
+    def flush(self) -> Iterator[bytes]:
+        yield from self._encoder.flush()
+
+
 class WavChunks:
     """Cuts the speech of one response into messages of `CHUNK_BYTES`; the first one begins with the WAV header."""
 
@@ -105,7 +139,6 @@ class WavChunks:
         self._has_header = False
 
     def push(self, chunk: AudioChunk) -> Iterator[bytes]:
-        """The messages that are full."""
         if not chunk.pcm:
             return
         if not self._has_header:
@@ -117,7 +150,6 @@ class WavChunks:
             del self._buffer[:CHUNK_BYTES]
 
     def flush(self) -> Iterator[bytes]:
-        """The last message, where there is a rest."""
         if self._buffer:
             yield bytes(self._buffer)
             self._buffer.clear()
@@ -134,6 +166,8 @@ class HotpinWire:
     def __init__(self, handshake: Handshake) -> None:
         self.client_event_id: str | None = None
         self._handshake = handshake
+        self._decoder = OpusDecoder(handshake.sample_rate) if handshake.format == "opus" else None
+        self._encoder = OpusEncoder(handshake.output_rate) if handshake.format == "opus" else None
         self._half_sample = b""
         self._audio_interrupts = False
         """The next audio begins a turn: it stops the response that is in progress."""
@@ -152,7 +186,7 @@ class HotpinWire:
         self._stage = ""
         self._text = ""
         self._shown_text: str | None = None
-        self._wav = WavChunks()
+        self._speech: SpeechWriter = WavChunks() if self._encoder is None else OpusPackets(self._encoder)
 
     def greet(self) -> tuple[Message, ...]:
         return (write_json({"status": "connected", "session_id": self._handshake.session_id}),)
@@ -184,9 +218,7 @@ class HotpinWire:
                 raise WireError('Send binary audio, or {"signal": "EOS"}, "STOP" or "RESET"')
 
     def _receive_audio(self, message: bytes) -> Iterator[ev.Input]:
-        data = self._half_sample + message
-        pcm = data[: len(data) // 2 * 2]
-        self._half_sample = data[len(pcm) :]
+        pcm = self._samples(message)
         if not pcm:
             return
         if self._audio_interrupts:
@@ -194,6 +226,15 @@ class HotpinWire:
             self._stop()
             yield ev.Cancel()
         yield ev.Audio(AudioChunk(pcm, self._handshake.sample_rate))
+
+    def _samples(self, message: bytes) -> bytes:
+        """Raises `InputError` for what is no Opus packet."""
+        if self._decoder is not None:
+            return self._decoder.decode(message)
+        data = self._half_sample + message
+        pcm = data[: len(data) // 2 * 2]
+        self._half_sample = data[len(pcm) :]
+        return pcm
 
     def _end_turn(self) -> Iterator[ev.Input]:
         if self._handshake.vad and not self._speaking:
@@ -234,7 +275,7 @@ class HotpinWire:
                 yield from self._enter_llm("")
                 if self._shown_text is None:
                     yield self._show_text()
-                yield from self._wav.push(chunk)
+                yield from self._speech.push(chunk)
             case ev.ResponseEnded():
                 yield from self._end_response(event)
             case ev.ErrorRaised():
@@ -265,7 +306,7 @@ class HotpinWire:
         elif not interrupted:
             if self._text != (self._shown_text or ""):
                 yield self._show_text()
-            yield from self._wav.flush()
+            yield from self._speech.flush()
         yield self._complete(interrupted)
 
     def _complete(self, interrupted: bool = False) -> str:

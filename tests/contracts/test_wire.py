@@ -61,8 +61,9 @@ WIRES: dict[str, Callable[[], Wire]] = {
     "assistant": AssistantWire,
     "hotpin": lambda: HotpinWire(Handshake("me")),
     "hotpin, vad": lambda: HotpinWire(Handshake("me", vad=True)),
+    "hotpin, opus": lambda: HotpinWire(Handshake("me", format="opus")),
 }
-SMALL = ("assistant", "hotpin", "hotpin, vad")
+SMALL = ("assistant", "hotpin", "hotpin, vad", "hotpin, opus")
 """Dialects of few messages, which frame or encode the speech that they send."""
 
 every_wire = pytest.mark.parametrize("make", WIRES.values(), ids=WIRES)

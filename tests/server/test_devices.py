@@ -137,6 +137,25 @@ async def test_the_speech_is_one_wav_in_chunks_at_the_rate_of_the_handshake(serv
     assert np.abs(np.frombuffer(speech.pcm, np.int16)).max() > 1000, "the response is silent"
 
 
+async def test_opus_packets_go_in_and_come_back(server: Server, flite: Flite) -> None:
+    opus = pytest.importorskip("echosight.audio.opus")
+    async with hotpin(server.ws, "opus", format="opus", output_rate=24_000) as socket:
+        encoder = opus.OpusEncoder(16_000)
+        for packet in [*encoder.push(flite(OPEN).pcm), *encoder.flush()]:
+            await socket.send(packet)
+        await signal(socket, "EOS")
+        records, packets = await until(socket, "complete")
+        await socket.send(b"\xff")
+        (error,), _ = await until(socket, "error")
+    assert "window please" in field(records, "llm", "transcript")
+    decoder = opus.OpusDecoder(24_000)
+    speech = b"".join(decoder.decode(packet) for packet in packets)
+    assert len(speech) > 2 * 24_000
+    assert np.abs(np.frombuffer(speech, np.int16)).max() > 1000, "the response is silent"
+    assert max(map(len, packets)) < 500, "a second fits into a few packets of Opus"
+    assert error["code"] == "invalid_audio"
+
+
 async def test_the_same_session_id_goes_on_with_its_conversation(server: Server, flite: Flite) -> None:
     async with hotpin(server.ws, "again") as socket:
         await say(socket, flite(OPEN))

@@ -96,6 +96,7 @@ def test_a_handshake_chooses_rates_turn_detection_language_and_voice() -> None:
         ('{"session_id": ""}', "invalid_message", "session_id"),
         ('{"session_id": 7}', "invalid_message", "session_id"),
         ('{"session_id": "x", "format": "mp3"}', "invalid_message", "format"),
+        ('{"session_id": "x", "format": "opus", "output_rate": 44100}', "invalid_message", "output_rate"),
         ('{"session_id": "x", "sample_rate": 1}', "invalid_message", "sample_rate"),
         ('{"session_id": "x", "output_rate": true}', "invalid_type", "output_rate"),
         ('{"session_id": "x", "vad": "yes"}', "invalid_type", "vad"),
