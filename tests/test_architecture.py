@@ -55,7 +55,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"playback", "outbox", "state"},
     ),
     "echosight.wire": (
-        {"realtime", "echosight", "openai", "hotpin", "assistant"},
+        {"realtime", "echosight", "openai", "hotpin", "assistant", "xiaozhi"},
         {"turn_detection", "echosight_messages"},
         {"fields"},
     ),

@@ -1,24 +1,29 @@
-"""Small devices: the Hotpin protocol at /ws, and /voices."""
+"""Small devices: the Hotpin protocol at /ws with /voices, and the xiaozhi firmware at /xiaozhi/."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Depends, WebSocket
+from fastapi import APIRouter, Depends, Request, WebSocket
 
 from echosight import events as ev
+from echosight.audio.opus import require_opus
+from echosight.conversation import new_id
 from echosight.errors import EchoSightError
-from echosight.options import SessionOptions
-from echosight.routes.auth import check_origin, client_kind, owner_of, require_token
+from echosight.options import SessionChanges, SessionOptions
+from echosight.routes.auth import MAX_UID_CHARS, check_origin, client_kind, owner_of, require_token, token_of
 from echosight.routes.dependencies import ManagerDep, SettingsDep, manager_of, settings_of
 from echosight.routes.handshake import refusals, socket_route
 from echosight.server.manager import StreamManager
 from echosight.server.sessions import Client
 from echosight.server.transport import receive, serve
 from echosight.settings import WORDS_PER_MINUTE, Settings
+from echosight.wire import Wire
 from echosight.wire.fields import write_json
 from echosight.wire.hotpin import HotpinWire, error_record, read_handshake
+from echosight.wire.xiaozhi import OUTPUT_RATE, XiaozhiWire, read_hello
 
 router = APIRouter(tags=["devices"], dependencies=[Depends(require_token)])
 sockets = APIRouter()
@@ -46,14 +51,53 @@ async def hotpin(socket: WebSocket) -> None:
         client = Client(
             f"hotpin/{owner_of(socket)}/{handshake.session_id}", handshake.session_id, "hotpin", client_kind(socket)
         )
-        manager, settings = manager_of(socket), settings_of(socket)
-        manager.sessions.take_over(client.key)
-        async with manager.sessions.connect(client, device_options(manager, settings)) as entry:
-            session = entry.session
-            session.outbox.skip_to_latest_response()
-            await session.feed(ev.UpdateOptions(handshake.changes()))
-            await serve(socket, HotpinWire(handshake), entry)
-        entry.ttl_s = settings.idle_timeout_s  # a device sleeps between two turns
+        await _serve_device(socket, client, HotpinWire(handshake), handshake.changes())
+
+
+@socket_route(sockets, "/xiaozhi/v1/", "/xiaozhi/v1")
+async def xiaozhi(socket: WebSocket) -> None:
+    """One device of the xiaozhi firmware. The same ``Device-Id`` goes on with its conversation."""
+    async with refusals(socket):
+        require_token(socket)
+        check_origin(socket)
+        require_opus()
+        device_id = socket.headers.get("device-id", "")[:MAX_UID_CHARS]
+        version = socket.headers.get("protocol-version", "")
+        await socket.accept()
+        if (first := await receive(socket)) is None:
+            return
+        hello = read_hello(first, int(version) if version in ("1", "2", "3") else 1)
+        key = f"xiaozhi/{owner_of(socket)}/{device_id}" if device_id else f"xiaozhi/{new_id('key')}"
+        client = Client(key, device_id, "xiaozhi", client_kind(socket))
+        await _serve_device(socket, client, XiaozhiWire(hello, new_id("sess")), {"output_sample_rate": OUTPUT_RATE})
+
+
+@router.get("/xiaozhi/ota/")
+@router.post("/xiaozhi/ota/")
+async def bootstrap(request: Request) -> dict[str, Any]:
+    """Where a device of the xiaozhi firmware connects to: this server, by the address that the device used."""
+    scheme = "wss" if request.url.scheme == "https" else "ws"
+    offset_min = (time.localtime().tm_gmtoff or 0) // 60
+    return {
+        "server_time": {"timestamp": int(time.time() * 1000), "timezone_offset": offset_min},
+        "firmware": {"version": "0.0.0", "url": ""},
+        "websocket": {
+            "url": f"{scheme}://{request.url.netloc}/xiaozhi/v1/",
+            "token": token_of(request) or "",
+            "version": 1,
+        },
+    }
+
+
+async def _serve_device(socket: WebSocket, client: Client, wire: Wire, changes: SessionChanges) -> None:
+    """Serve an accepted socket; `changes` are those of its handshake."""
+    manager, settings = manager_of(socket), settings_of(socket)
+    manager.sessions.take_over(client.key)
+    async with manager.sessions.connect(client, device_options(manager, settings)) as entry:
+        entry.session.outbox.skip_to_latest_response()
+        await entry.session.feed(ev.UpdateOptions(changes))
+        await serve(socket, wire, entry)
+    entry.ttl_s = settings.idle_timeout_s  # a device sleeps between two turns
 
 
 def device_options(manager: StreamManager, settings: Settings) -> SessionOptions:

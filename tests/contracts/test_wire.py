@@ -20,6 +20,7 @@ from echosight.wire.echosight import EchoSightWire
 from echosight.wire.echosight_messages import Limits
 from echosight.wire.hotpin import Handshake, HotpinWire
 from echosight.wire.realtime import RealtimeWire, SessionTemplate
+from echosight.wire.xiaozhi import Hello, XiaozhiWire
 from tests.contracts.wire_strategies import (
     BRIDGE_UPDATE,
     CONFIGURING,
@@ -62,8 +63,10 @@ WIRES: dict[str, Callable[[], Wire]] = {
     "hotpin": lambda: HotpinWire(Handshake("me")),
     "hotpin, vad": lambda: HotpinWire(Handshake("me", vad=True)),
     "hotpin, opus": lambda: HotpinWire(Handshake("me", format="opus")),
+    "xiaozhi": lambda: XiaozhiWire(Hello(), "sess_1"),
+    "xiaozhi, version 3": lambda: XiaozhiWire(Hello(3), "sess_1"),
 }
-SMALL = ("assistant", "hotpin", "hotpin, vad", "hotpin, opus")
+SMALL = ("assistant", "hotpin", "hotpin, vad", "hotpin, opus", "xiaozhi", "xiaozhi, version 3")
 """Dialects of few messages, which frame or encode the speech that they send."""
 
 every_wire = pytest.mark.parametrize("make", WIRES.values(), ids=WIRES)

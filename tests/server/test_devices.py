@@ -302,5 +302,69 @@ async def test_a_server_without_room_says_so(tmp_path: Path) -> None:
 def test_the_voices_and_the_api_are_described(server: Server) -> None:
     voices = httpx.get(f"{server.url}/voices").json()["voices"]
     assert [voice["id"] for voice in voices if voice["default"]] == [voices[0]["id"]]
-    assert httpx.get(server.url).json()["endpoints"]["devices"] == ["/ws", "/voices"]
+    assert httpx.get(server.url).json()["endpoints"]["devices"][:2] == ["/ws", "/voices"]
     assert httpx.get(f"{server.url}/ws").status_code == 426
+
+
+# --- the xiaozhi firmware ---------------------------------------------------------------------------
+
+
+async def test_a_xiaozhi_device_is_sent_to_the_server_and_talks_to_it(server: Server, flite: Flite) -> None:
+    opus = pytest.importorskip("echosight.audio.opus")
+    headers = {"Device-Id": "aa:bb:cc", "Client-Id": "c", "Protocol-Version": "3"}
+    async with httpx.AsyncClient() as http:
+        bootstrap = (await http.post(f"{server.url}/xiaozhi/ota/", headers=headers, json={})).json()
+    address = bootstrap["websocket"]["url"]
+    assert address == f"{server.ws}/xiaozhi/v1/"
+    audio = {"format": "opus", "sample_rate": 16_000, "channels": 1, "frame_duration": 60}
+    encoder, decoder = opus.OpusEncoder(16_000), opus.OpusDecoder(24_000)
+    packets = encoder.push(joined(silence(0.3), flite(OPEN), silence(1.2)).pcm)
+    records: list[Json] = []
+    speech = b""
+    async with websockets.connect(address, additional_headers=headers) as socket, asyncio.timeout(30):
+        await socket.send(orjson.dumps({"type": "hello", "version": 3, "audio_params": audio}).decode())
+        hello = orjson.loads(await socket.recv())
+        assert (hello["type"], hello["transport"], hello["audio_params"]["sample_rate"]) == (
+            "hello",
+            "websocket",
+            24_000,
+        )
+        await socket.send('{"type": "listen", "state": "start", "mode": "auto"}')
+        for packet in packets:
+            await socket.send(b"\0\0" + len(packet).to_bytes(2, "big") + packet)
+        while not records or records[-1].get("state") != "stop":
+            message = await socket.recv()
+            if isinstance(message, str):
+                records.append(orjson.loads(message))
+                continue
+            assert records[-1]["type"] == "tts", "a device drops what comes before tts start"
+            assert (message[0], int.from_bytes(message[2:4], "big")) == (0, len(message) - 4)
+            speech += decoder.decode(message[4:])
+    assert [r["type"] for r in records][:3] == ["stt", "llm", "tts"]
+    assert "window" in records[0]["text"]
+    assert any("window" in r["text"] for r in records if r.get("state") == "sentence_start")
+    assert len(speech) > 2 * 24_000
+    assert np.abs(np.frombuffer(speech, np.int16)).max() > 1000, "the response is silent"
+
+
+async def test_a_xiaozhi_device_goes_on_with_its_conversation_after_a_restart(server: Server) -> None:
+    pytest.importorskip("av")
+    said = []
+    for _ in range(2):
+        texts: list[str] = []
+        headers = {"Device-Id": "restarted"}
+        async with (
+            websockets.connect(f"{server.ws}/xiaozhi/v1/", additional_headers=headers) as socket,
+            asyncio.timeout(30),
+        ):
+            await socket.send('{"type": "hello"}')
+            await socket.send('{"type": "listen", "state": "detect", "text": "hey robot"}')
+            record: Json = {}
+            while record.get("state") != "stop":
+                message = await socket.recv()
+                if isinstance(message, str):
+                    record = orjson.loads(message)
+                    texts.append(record.get("text") or "")
+        said.append(" ".join(texts))
+    assert "Before that you said" not in said[0]
+    assert "Before that you said: hey robot" in said[1]
