@@ -71,3 +71,9 @@ def test_what_is_not_spoken_leaves_every_character_in_its_place(text: str) -> No
 
 def test_marks_and_pictures_are_not_spoken() -> None:
     assert speakable("**Yes** 😀 `x`").split() == ["Yes", "x"]
+
+
+def test_the_token_for_a_tone_is_not_spoken_and_keeps_its_place() -> None:
+    splitter = Splitter()
+    sentences = [*splitter.feed("[BEEP] Your alarm is set. [BEEP] "), *splitter.finish()]
+    assert [(sentence.start, speakable(sentence.text)) for sentence in sentences] == [(0, "       Your alarm is set.")]
