@@ -13,7 +13,19 @@ from echosight import __version__
 from echosight.engines import Engine
 from echosight.engines.registry import load
 from echosight.errors import EchoSightError, EngineFull, InputError
-from echosight.routes import audio, chat, handshake, models, realtime, realtime_sessions, system, web, webrtc
+from echosight.routes import (
+    assistant,
+    audio,
+    chat,
+    devices,
+    handshake,
+    models,
+    realtime,
+    realtime_sessions,
+    system,
+    web,
+    webrtc,
+)
 from echosight.routes import echosight as echosight_routes
 from echosight.routes.client_secrets import ClientSecretStore
 from echosight.routes.errors import echosight_error_response
@@ -73,6 +85,9 @@ def _include_routers(app: FastAPI) -> None:
     app.include_router(chat.router)
     app.include_router(audio.router)
     app.include_router(models.router)
+    app.include_router(assistant.sockets)
+    app.include_router(devices.router)
+    app.include_router(devices.sockets)
     app.include_router(handshake.unknown_sockets)
 
 

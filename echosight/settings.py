@@ -22,6 +22,14 @@ from echosight.errors import SetupError
 from echosight.options import AGGRESSIVENESS, GenerateOptions, SessionOptions, TurnDetectionOptions
 
 _PREFIX = "SERVER_"
+WORDS_PER_MINUTE = 175
+"""Speech rate of the voices at `GenerateOptions.speed` 1."""
+
+DEVICE_PROMPT = (
+    "You are the voice of a small wearable device without a screen. Reply in 15 to 60 words of plain text that can be "
+    "read aloud: short sentences, no lists, no markup, no emoji. To confirm an action, you may begin with [BEEP]: the "
+    "device then plays a tone."
+)
 _DETECTION = TurnDetectionOptions()
 
 
@@ -127,6 +135,9 @@ class Settings(BaseSettings):
     vad_threshold: float = Field(
         default=_DETECTION.threshold, gt=0, le=1, description="speech probability from which audio counts as speech"
     )
+    speech_threshold: float = Field(
+        default=0.45, gt=0, le=1, description="the same for the voice assistant at /ws/audio"
+    )
     silence_ms: int = Field(
         default=_DETECTION.min_endpointing_delay_ms,
         ge=32,
@@ -161,6 +172,18 @@ class Settings(BaseSettings):
     default_vad_autoresp: bool = _named("DEFAULT_VAD_AUTORESP", "bridge clients: respond to each turn at once", True)
     default_vad_interrupt_response: bool = _named(
         "DEFAULT_VAD_INTERRUPT_RESPONSE", "bridge clients: speech stops a response", False
+    )
+
+    device_prompt: str = Field(
+        default=DEVICE_PROMPT, description="small devices: instructions for the model, after those of --system-prompt"
+    )
+    device_dialect: str = Field(
+        default="Indian English", description="small devices: the dialect that the model is told to reply in"
+    )
+    device_temperature: float = Field(default=0.2, ge=0, le=2, description="small devices: temperature of the model")
+    device_max_tokens: int = Field(default=200, ge=1, description="small devices: most tokens of a response")
+    device_words_per_minute: int = Field(
+        default=WORDS_PER_MINUTE, ge=44, le=700, description="small devices: speech rate of the voice"
     )
 
     max_sessions: int = Field(default=0, ge=0, description="most sessions at once (0: as many as the engine can hold)")
@@ -221,6 +244,12 @@ class Settings(BaseSettings):
             interrupt_response=self.default_vad_interrupt_response,
         )
 
+    def device_instructions(self, language: str | None = None) -> str:
+        """Instructions for the model that small devices talk to. The dialect is one of English only."""
+        is_english = (language or self.language or "en").lower().partition("-")[0] == "en"
+        dialect = f"Reply in {self.device_dialect}." if self.device_dialect and is_english else ""
+        return "\n".join(text for text in (self.system_prompt, self.device_prompt, dialect) if text)
+
     def session_options(self) -> SessionOptions:
         """Options of a new session."""
         detection = TurnDetectionOptions(
@@ -242,6 +271,7 @@ _GROUPS = {
     "enable_cloud_fallback": "parts",
     "vad_threshold": "turns",
     "default_system_prompt": "bridge",
+    "device_prompt": "devices",
     "max_sessions": "limits",
     "record": "recordings",
 }

@@ -52,6 +52,7 @@ TITLES = {
     "parts": "Parts of a cascade and hosted services",
     "turns": "Turn detection",
     "bridge": "Clients of the Realtime Speech Bridge",
+    "devices": "Small devices",
     "limits": "Limits",
     "recordings": "Recordings",
 }

@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"errors"},
     ),
     "echosight.routes": (
-        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight"},
+        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight", "devices", "assistant"},
         {"realtime", "system"},
         {"auth", "handshake", "openai_errors"},
         {"dependencies", "errors", "client_secrets", "playout"},
@@ -54,7 +54,11 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"response_items"},
         {"playback", "outbox", "state"},
     ),
-    "echosight.wire": ({"realtime", "echosight", "openai"}, {"turn_detection", "echosight_messages"}, {"fields"}),
+    "echosight.wire": (
+        {"realtime", "echosight", "openai", "hotpin", "assistant", "xiaozhi"},
+        {"turn_detection", "echosight_messages"},
+        {"fields"},
+    ),
     "echosight.wire.realtime": (
         {"wire"},
         {"negotiation", "responses", "server_events"},
@@ -103,9 +107,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "echosight.engines.runtime": (
         {"huggingface"},
         {"subprocess_pool", "supervisor", "http_client", "sse"},
-        {"ipc", "retries", "progress", "worker", "extras", "sampling"},
+        {"ipc", "retries", "progress", "worker", "weights", "extras", "sampling"},
     ),
-    "echosight.audio": ({"formats"}, {"codecs", "speech_spans"}, {"resampling", "g711", "silero"}, {"pcm"}),
+    "echosight.audio": ({"formats"}, {"codecs", "speech_spans", "opus"}, {"resampling", "g711", "silero"}, {"pcm"}),
     "echosight.turns": ({"audio_input"}, {"detector", "vad", "end_of_turn"}),
 }
 

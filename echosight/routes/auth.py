@@ -69,8 +69,12 @@ def client_of(connection: HTTPConnection) -> Client:
         raise InputError("Missing uid in headers", code="missing_uid")
     if len(uid) > MAX_UID_CHARS:
         raise InputError(f"uid is longer than {MAX_UID_CHARS} characters", code="invalid_uid")
-    owner = hash_token(token_of(connection))[:16] if auth_enabled(connection) else ""
-    return Client(f"{owner}/{uid}", uid, "echosight", client_kind(connection))
+    return Client(f"{owner_of(connection)}/{uid}", uid, "echosight", client_kind(connection))
+
+
+def owner_of(connection: HTTPConnection) -> str:
+    """What tells the clients of one token from those of another; empty where the server has no tokens."""
+    return hash_token(token_of(connection))[:16] if auth_enabled(connection) else ""
 
 
 def client_kind(connection: HTTPConnection) -> str:

@@ -76,6 +76,8 @@ def api_info(manager: StreamManager, settings: Settings) -> dict[str, Any]:
             "echosight": ["/stream", "/completions", "/stop", "/feedback", "/init_options", "/ws/stream"],
             "realtime": ["/v1/realtime", "/v1/realtime/client_secrets", "/v1/realtime/calls"],
             "openai": ["/v1/audio/transcriptions", "/v1/audio/speech", "/v1/chat/completions", "/v1/models"],
+            "assistant": ["/ws/audio"],
+            "devices": ["/ws", "/voices", "/xiaozhi/ota/", "/xiaozhi/v1/"],
             "system": ["/health", "/metrics"],
         },
     }

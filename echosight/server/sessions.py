@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 TAKEOVER_WAIT_S = 1.0
 """How long a reconnecting client waits for its previous connection to close."""
 
+MAX_TAKEOVER_S = 10.0
+"""How long a connection that takes a session over waits for the previous one, whose response has to stop first."""
+
 EVICT_AFTER_S = 10
 """A session without a connection may be closed to make room for another one after this many seconds."""
 
@@ -192,11 +195,19 @@ class SessionRegistry:
 
     # --- readers --------------------------------------------------------------------------------
 
-    async def wait_for_reader(self, client: Client, options: SessionOptions | None = None) -> SessionEntry:
-        """The client's session once it has no reader. Raises `EngineFull`, or `InputError` (409) after a while."""
-        deadline = asyncio.get_running_loop().time() + TAKEOVER_WAIT_S
+    async def wait_for_reader(
+        self, client: Client, options: SessionOptions | None = None, *, take_over: bool = False
+    ) -> SessionEntry:
+        """The client's session once it has no reader. With `take_over`, sockets that read it have to leave.
+
+        Raises `EngineFull`, or `InputError` (409) after a while.
+        """
+        wait_s = MAX_TAKEOVER_S if take_over else TAKEOVER_WAIT_S
+        deadline = asyncio.get_running_loop().time() + wait_s
         entry = await self.open(client, options)
         while (reader := entry.reader) is not None:
+            if take_over:
+                reader.superseded.set()
             try:
                 async with asyncio.timeout_at(deadline):
                     await reader.gone.wait()
@@ -216,15 +227,22 @@ class SessionRegistry:
 
     @contextlib.asynccontextmanager
     async def connect(
-        self, client: Client, options: SessionOptions | None = None, *, keep_responding: bool = False
+        self,
+        client: Client,
+        options: SessionOptions | None = None,
+        *,
+        keep_responding: bool = False,
+        take_over: bool = False,
+        linger_s: float | None = None,
     ) -> AsyncIterator[SessionEntry]:
         """Read the client's session, a new one of these `options` where it has none, for as long as a socket lasts.
 
         When the socket is lost, its response stops unless `keep_responding`, and the session is kept `linger_s` seconds
-        for the client to come back. Raises as `wait_for_reader`.
+        (None: those of the settings) for the client to come back. With `take_over`, a socket that still reads the
+        session gets `SupersededError`. Raises as `wait_for_reader`.
         """
-        entry = await self.wait_for_reader(client, options)
-        async with self._connected(entry, keep_responding):
+        entry = await self.wait_for_reader(client, options, take_over=take_over)
+        async with self._connected(entry, keep_responding, linger_s):
             yield entry
 
     @contextlib.asynccontextmanager
@@ -252,12 +270,14 @@ class SessionRegistry:
         return None
 
     @contextlib.asynccontextmanager
-    async def _connected(self, entry: SessionEntry, keep_responding: bool) -> AsyncIterator[None]:
+    async def _connected(
+        self, entry: SessionEntry, keep_responding: bool, linger_s: float | None = None
+    ) -> AsyncIterator[None]:
         async with self._reading(entry, Reader(is_socket=True)):
             try:
                 yield
             finally:
-                entry.ttl_s = self._settings.linger_s
+                entry.ttl_s = self._settings.linger_s if linger_s is None else linger_s
                 if not keep_responding:
                     await entry.session.stop("client_gone")
                 if entry.ttl_s == 0:

@@ -93,6 +93,11 @@ CORRECT: list[Json] = [
     {"type": "response.create", "response": {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}},
     {"type": "response.create", "response": {"voice": "two", "output_audio_format": "g711_alaw"}},
     {"type": "response.cancel", "response_id": "resp_1"},
+    {"type": "config", "mode": "assistant", "sample_rate": 8_000, "language": "en", "speech_threshold": 0.4},
+    {"type": "playback", "item_id": "item_1", "played_ms": 20},
+    *({"type": "listen", "state": state, "mode": "manual", "text": "hey"} for state in ("start", "stop", "detect")),
+    {"type": "abort", "reason": "wake_word_detected"},
+    *({"signal": signal} for signal in ("EOS", "STOP", "RESET")),
 ]
 
 json_values = st.recursive(
@@ -102,7 +107,7 @@ json_values = st.recursive(
 )
 
 
-CONFIGURING = [m for m in CORRECT if m.get("type") in ("subscribe", "configure", "session.update")]
+CONFIGURING = [m for m in CORRECT if m.get("type") in ("subscribe", "configure", "config", "listen", "session.update")]
 
 
 @st.composite

@@ -24,7 +24,9 @@ from echosight.wire.realtime import RealtimeWire
 from tests.fakes import ScriptedEngine
 from tests.server.in_process import LocalServer, local_server
 
-SOCKETS = ["/ws/stream", "/ws/api/v1/stream", "/v1/realtime"]
+SUBSCRIBING = ["/ws/stream", "/ws/api/v1/stream", "/v1/realtime"]
+"""Sockets that can begin with `SUBSCRIBE`."""
+SOCKETS = [*SUBSCRIBING, "/ws/audio", "/ws", "/xiaozhi/v1/", "/xiaozhi/v1"]
 SUBSCRIBE = '{"type": "subscribe"}'
 
 
@@ -54,7 +56,7 @@ def test_these_are_all_the_sockets(tmp_path: Path) -> None:
     assert paths == {*SOCKETS, "/{path:path}"}
 
 
-@pytest.mark.parametrize("path", ["/ws", "/ws/streams", "/health", "/v1/realtime/calls", "/"])
+@pytest.mark.parametrize("path", ["/wss", "/ws/streams", "/health", "/v1/realtime/calls", "/"])
 async def test_a_socket_at_an_unknown_path_gets_404(local: LocalServer, path: str) -> None:
     with pytest.raises(websockets.InvalidStatus) as refused:
         await websockets.connect(f"{local.ws}{path}")
@@ -108,7 +110,7 @@ async def test_a_page_of_another_origin_is_refused(local: LocalServer, path: str
     assert await refusal(local, path, Origin="https://evil.example") == (status, "foreign_origin")
 
 
-@pytest.mark.parametrize("path", SOCKETS)
+@pytest.mark.parametrize("path", SUBSCRIBING)
 async def test_without_room_for_a_session_the_socket_is_closed_with_1013(tmp_path: Path, path: str) -> None:
     async with (
         local_server(tmp_path, ScriptedEngine(capacity=1)) as server,
@@ -120,7 +122,7 @@ async def test_without_room_for_a_session_the_socket_is_closed_with_1013(tmp_pat
         assert code == ("engine_full" if path.startswith("/v1/") else "")
 
 
-@pytest.mark.parametrize("path", SOCKETS)
+@pytest.mark.parametrize("path", SUBSCRIBING)
 async def test_every_connection_is_greeted_before_anything_else(
     local: LocalServer, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,52 @@ async def test_a_session_that_ends_with_its_socket_is_not_given_to_the_next_one(
         assert not second.session.closed
 
 
+async def test_the_newest_of_several_connections_that_take_over_keeps_the_session() -> None:
+    async with registry() as rig:
+        connected: list[str] = []
+        superseded: list[str] = []
+
+        async def connection(name: str) -> None:
+            async with rig.registry.connect(ME, take_over=True) as entry:
+                connected.append(name)
+                assert entry.reader is not None
+                await entry.reader.superseded.wait()
+                superseded.append(name)
+
+        tasks = []
+        for name in ("first", "second", "third"):
+            tasks.append(asyncio.create_task(connection(name)))
+            await settle()
+        assert (connected, superseded) == (["first", "second", "third"], ["first", "second"])
+        tasks[-1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert rig.closed == []
+
+
+async def test_two_connections_that_take_over_at_once_both_get_their_turn() -> None:
+    async with registry() as rig, AsyncExitStack() as first:
+        entry = await first.enter_async_context(rig.registry.connect(ME))
+        connected: list[int] = []
+
+        async def connection(number: int) -> None:
+            async with rig.registry.connect(ME, take_over=True) as entry:
+                connected.append(number)
+                assert entry.reader is not None
+                await entry.reader.superseded.wait()
+
+        tasks = [asyncio.create_task(connection(number)) for number in range(2)]
+        await settle()
+        assert entry.reader is not None
+        assert entry.reader.superseded.is_set()
+        await first.aclose()
+        for _ in range(3):
+            await settle()
+        assert sorted(connected) == [0, 1]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_a_socket_does_not_end_the_session_that_replaced_its_own() -> None:
     async with registry(linger_s=0) as rig:
         async with rig.registry.connect(ME) as first:

@@ -74,11 +74,11 @@ class SentenceSplitter:
         return self._first or sum(3 if ord(c) > 0x2E80 else 1 for c in self._text[:end].strip()) >= MIN_CHARS
 
     def _take(self, end: int) -> list[Sentence]:
-        """Remove the text up to `end`; it is a sentence where it has a letter or a digit."""
+        """Remove the text up to `end`; it is a sentence where something of it is spoken."""
         text, self._text = self._text[:end], self._text[end:]
         start = self._start + len(text) - len(text.lstrip())
         self._start += end
-        if not any(c.isalnum() for c in text):
+        if not any(c.isalnum() for c in strip_markup(text)):
             return []
         self._first = False
         return [Sentence(start, text.strip())]
@@ -104,9 +104,10 @@ def _shorten(text: str) -> int:
     return space + 1 if space > 0 else MAX_CHARS
 
 
-_MARKUP = re.compile(r"[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
+_MARKUP = re.compile(r"\[BEEP\]|[*_#`~|<>\\]|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]")
 
 
 def strip_markup(text: str) -> str:
-    """The text with a space for each character of Markdown and each emoji, so that all others keep their index."""
-    return _MARKUP.sub(" ", text)
+    """The text with a space for each character of Markdown, each emoji and each ``[BEEP]``, at which a small device
+    plays a tone. All other characters keep their index."""
+    return _MARKUP.sub(lambda match: " " * len(match[0]), text)

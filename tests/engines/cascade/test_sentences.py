@@ -75,3 +75,11 @@ def test_stripping_markup_leaves_every_other_character_in_its_place(text: str) -
 
 def test_markdown_and_emoji_are_not_spoken() -> None:
     assert strip_markup("**Yes** 😀 `x`").split() == ["Yes", "x"]
+
+
+def test_the_token_for_a_tone_is_not_spoken_and_keeps_its_place() -> None:
+    splitter = SentenceSplitter()
+    sentences = [*splitter.push("[BEEP] Your alarm is set. [BEEP] "), *splitter.flush()]
+    assert [(sentence.start, strip_markup(sentence.text)) for sentence in sentences] == [
+        (0, "       Your alarm is set.")
+    ]
