@@ -1,8 +1,13 @@
-"""What tests of engines share: the pauses between the attempts of a request."""
+"""What tests of engines share: the built-in speech parts, and the pauses between the attempts of a request."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 import pytest
+
+from echosight.engines.stt.sphinx import SphinxSTT
+from echosight.engines.tts.espeak import EspeakTTS
 
 
 @pytest.fixture
@@ -15,3 +20,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr("echosight.engines.runtime.retries.sleep", sleep)
     return pauses
+
+
+@pytest.fixture
+async def stt() -> AsyncGenerator[SphinxSTT]:
+    stt = SphinxSTT()
+    await stt.start()
+    yield stt
+    await stt.close()
+
+
+@pytest.fixture
+async def tts() -> AsyncGenerator[EspeakTTS]:
+    tts = EspeakTTS()
+    await tts.start()
+    yield tts
+    await tts.close()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,43 +20,14 @@ from echosight.engines.cascade.engine import Cascade
 from echosight.engines.registry import load
 from echosight.engines.runtime.ipc import FrameType
 from echosight.engines.runtime.subprocess_pool import Pool, Process
-from echosight.engines.stt.sphinx import SphinxStream, SphinxSTT
 from echosight.engines.tts.espeak import EspeakTTS
 from echosight.errors import EngineFailure, SetupError
-from echosight.media import AudioChunk, Transcript
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 from tests.conftest import Flite
+from tests.engines.speech_processes import GO, STORY, TIME, packets
 
 OPTIONS = GenerateOptions()
-GO = "one two three four five"
-TIME = "what time is it in london"
-STORY = "The rain had stopped, and 3.5 million people (all of them!) went to café Größe — at once. "
-
-
-@pytest.fixture
-async def tts() -> AsyncGenerator[EspeakTTS]:
-    tts = EspeakTTS()
-    await tts.start()
-    yield tts
-    await tts.close()
-
-
-def packets(speech: AudioChunk) -> list[bytes]:
-    return [speech.pcm[start : start + 640] for start in range(0, len(speech.pcm), 640)]
-
-
-async def push_all(stream: SphinxStream, speech: AudioChunk) -> None:
-    for pcm in packets(speech):
-        await stream.push(pcm)
-
-
-async def transcribe(stt: SphinxSTT, speech: AudioChunk) -> Transcript:
-    stream = stt.open()
-    await push_all(stream, speech)
-    transcript = await stream.finalize()
-    await stream.close()
-    return transcript
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -157,14 +127,23 @@ def test_a_killed_server_takes_its_processes_along() -> None:
 # --- the default engine ---------------------------------------------------------------------------
 
 
-async def test_the_default_engine_transcribes_and_replies_and_remembers(flite: Flite) -> None:
-    engine = load(Settings(speech_workers=1))
+@pytest.mark.parametrize(
+    ("parts", "providers", "spoken", "transcript_text"),
+    [
+        ({}, ("whisper tiny.en", "EchoSight demo", "hibari"), "please open the window", "Please open the window"),
+        ({"stt": "sphinx", "tts": "espeak"}, ("pocketsphinx", "EchoSight demo", "espeak-ng"), GO, GO),
+    ],
+)
+async def test_the_default_engine_transcribes_and_replies_and_remembers(
+    flite: Flite, parts: dict[str, str], providers: tuple[str, ...], spoken: str, transcript_text: str
+) -> None:
+    engine = load(Settings(speech_workers=1, **parts))  # type: ignore[arg-type]
     assert isinstance(engine, Cascade)
     await engine.start()
     try:
         conversation = Conversation()
         replies = []
-        for text in (GO, TIME):
+        for text in (spoken, TIME):
             conversation.pending_turn = turn = UserTurn()
             for pcm in packets(flite(text)):
                 await engine.prefill(conversation, turn.add(AudioPart(pcm)))
@@ -176,10 +155,10 @@ async def test_the_default_engine_transcribes_and_replies_and_remembers(flite: F
             replies.append("".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)))
             words = [word for chunk in chunks if isinstance(chunk, SpeechChunk) for word in chunk.words]
             assert words[-1].text_end == len(replies[-1].rstrip())
-            assert chunks[-1].providers == ("pocketsphinx", "EchoSight demo", "espeak-ng")  # type: ignore[union-attr]
+            assert chunks[-1].providers == providers  # type: ignore[union-attr]
             assert isinstance(chunks[-1], GenerationSummary)
-        assert replies[0].startswith(f"I heard: {GO}.")
-        assert f"Before that you said: {GO}." in replies[1]
+        assert replies[0].startswith(f"I heard: {transcript_text}.")
+        assert f"Before that you said: {transcript_text}." in replies[1]
     finally:
         await engine.close()
 

@@ -7,47 +7,19 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 from echosight.engines.runtime.subprocess_pool import Pool
-from echosight.engines.stt.sphinx import WINDOW_BYTES, SphinxStream, SphinxSTT
+from echosight.engines.stt.sphinx import WINDOW_BYTES, SphinxSTT
 from echosight.errors import EngineFailure
-from echosight.media import AudioChunk, Transcript
+from echosight.media import AudioChunk
 from echosight.options import GenerateOptions
 from tests.conftest import Flite
+from tests.engines.speech_processes import GO, TIME, packets, push_all, transcribe
 
 OPTIONS = GenerateOptions()
-GO = "one two three four five"
-TIME = "what time is it in london"
-STORY = "The rain had stopped, and 3.5 million people (all of them!) went to café Größe — at once. "
-
-
-@pytest.fixture
-async def stt() -> AsyncGenerator[SphinxSTT]:
-    stt = SphinxSTT()
-    await stt.start()
-    yield stt
-    await stt.close()
-
-
-def packets(speech: AudioChunk) -> list[bytes]:
-    return [speech.pcm[start : start + 640] for start in range(0, len(speech.pcm), 640)]
-
-
-async def push_all(stream: SphinxStream, speech: AudioChunk) -> None:
-    for pcm in packets(speech):
-        await stream.push(pcm)
-
-
-async def transcribe(stt: SphinxSTT, speech: AudioChunk) -> Transcript:
-    stream = stt.open()
-    await push_all(stream, speech)
-    transcript = await stream.finalize()
-    await stream.close()
-    return transcript
 
 
 def kill(pool: Pool) -> None:

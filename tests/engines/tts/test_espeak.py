@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -15,19 +14,9 @@ from echosight.engines.tts.espeak import CREDIT_BYTES, EspeakTTS
 from echosight.errors import EngineFailure
 from echosight.media import Word
 from echosight.options import GenerateOptions
+from tests.engines.speech_processes import STORY
 
 OPTIONS = GenerateOptions()
-GO = "one two three four five"
-TIME = "what time is it in london"
-STORY = "The rain had stopped, and 3.5 million people (all of them!) went to café Größe — at once. "
-
-
-@pytest.fixture
-async def tts() -> AsyncGenerator[EspeakTTS]:
-    tts = EspeakTTS()
-    await tts.start()
-    yield tts
-    await tts.close()
 
 
 def kill(pool: Pool) -> None:
