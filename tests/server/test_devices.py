@@ -147,7 +147,7 @@ async def test_opus_packets_go_in_and_come_back(server: Server, flite: Flite) ->
         records, packets = await until(socket, "complete")
         await socket.send(b"\xff")
         (error,), _ = await until(socket, "error")
-    assert "window please" in field(records, "llm", "transcript")
+    assert "open the window" in field(records, "llm", "transcript")
     decoder = opus.OpusDecoder(24_000)
     speech = b"".join(decoder.decode(packet) for packet in packets)
     assert len(speech) > 2 * 24_000
@@ -224,7 +224,7 @@ async def test_a_response_is_interrupted(server: Server, flite: Flite, by: str) 
         if by == "audio":
             await signal(socket, "EOS")
             records, _ = await until(socket, "complete")
-            assert "good morning" in field(records, "llm", "transcript")
+            assert "good morning" in field(records, "llm", "transcript").lower()
 
 
 async def test_with_vad_the_server_ends_the_turn_and_speech_stops_the_response(server: Server, flite: Flite) -> None:
@@ -239,7 +239,7 @@ async def test_with_vad_the_server_ends_the_turn_and_speech_stops_the_response(s
         records, _ = await until(socket, "complete")
         assert records[-1] == INTERRUPTED
         records, _ = await until(socket, "complete")
-    assert "good morning" in field(records, "llm", "transcript")
+    assert "good morning" in field(records, "llm", "transcript").lower()
 
 
 async def test_a_mistake_is_reported_and_loses_nothing(server: Server, flite: Flite) -> None:
