@@ -19,7 +19,7 @@ from tests.server.in_process import local_server
 from tests.server.serving import Server
 
 Json = dict[str, Any]
-OPEN = "open the window please"
+OPEN = "please open the window"
 
 
 @pytest.fixture
