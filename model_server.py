@@ -122,7 +122,7 @@ class _ClientErrorFilter(logging.Filter):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. It ends the SSE streams with a record before it stops, and stops where the engine cannot load."""
+    """uvicorn's server. It ends SSE streams with a record, and stops where the engine cannot load."""
 
     def __init__(self, config: uvicorn.Config, manager: StreamManager) -> None:
         super().__init__(config)
