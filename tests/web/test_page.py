@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def talk(run_scenario: RunScenario, server: Server, interruption: Path, camera: 
 
 
 def test_the_transcript_shows_the_spoken_words(talk: Result) -> None:
-    heard = talk["after"][0]["text"].split()
+    heard = re.findall(r"[a-z]+", talk["after"][0]["text"].lower())
     assert sum(word in heard for word in QUESTION.split()) >= 0.8 * len(QUESTION.split())
 
 
@@ -40,7 +41,7 @@ def test_the_response_shows_what_was_heard_of_it(talk: Result) -> None:
     response = talk["during"][1]
     assert response["heard"]
     assert response["unheard"]
-    assert response["text"].startswith("I heard: please")
+    assert response["text"].lower().startswith("i heard: please")
 
 
 def test_the_response_is_audible(talk: Result) -> None:
