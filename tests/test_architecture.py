@@ -34,13 +34,13 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"errors"},
     ),
     "echosight.routes": (
-        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight"},
+        {"web", "webrtc", "realtime_sessions", "chat", "audio", "models", "echosight", "vision"},
         {"realtime", "system"},
         {"auth", "handshake", "openai_errors"},
         {"dependencies", "errors", "client_secrets", "playout"},
     ),
     "echosight.server": (
-        {"transport"},
+        {"transport", "frames"},
         {"manager"},
         {"sessions", "observers"},
         {"engine_host", "recording", "metrics", "certificate"},
