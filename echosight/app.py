@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from echosight import __version__
 from echosight.engines import Engine
 from echosight.engines.registry import load
-from echosight.errors import EchoSightError, EngineFull, InputError
+from echosight.errors import EchoSightError, EngineFailure, EngineFull, InputError
 from echosight.routes import (
     assistant,
     audio,
@@ -23,12 +23,14 @@ from echosight.routes import (
     realtime,
     realtime_sessions,
     system,
+    vision,
     web,
     webrtc,
 )
 from echosight.routes import echosight as echosight_routes
 from echosight.routes.client_secrets import ClientSecretStore
 from echosight.routes.errors import echosight_error_response
+from echosight.server.frames import FrameAnalyst
 from echosight.server.manager import StreamManager
 from echosight.server.metrics import Metrics
 from echosight.server.recording import Recorder
@@ -61,6 +63,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     # FastAPI would serve the API's description to everybody; `system` serves it to clients with a token.
     app = FastAPI(title=settings.server_name, version=__version__, lifespan=lifespan, openapi_url=None)
     app.state.settings, app.state.manager, app.state.metrics = settings, manager, metrics
+    app.state.frames = FrameAnalyst(manager)
     app.state.client_secrets = ClientSecretStore()
     if settings.cors_origins:
         app.add_middleware(
@@ -68,6 +71,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         )
     app.add_exception_handler(InputError, on_error)
     app.add_exception_handler(EngineFull, on_error)
+    app.add_exception_handler(EngineFailure, on_error)
     _include_routers(app)
     return app
 
@@ -88,10 +92,12 @@ def _include_routers(app: FastAPI) -> None:
     app.include_router(assistant.sockets)
     app.include_router(devices.router)
     app.include_router(devices.sockets)
+    app.include_router(vision.router)
+    app.include_router(vision.router, prefix="/api/v1", include_in_schema=False)
     app.include_router(handshake.unknown_sockets)
 
 
 async def on_error(_: Request, error: Exception) -> JSONResponse:
-    """A mistake of the client, or no room for its session."""
+    """A mistake of the client, no room for its request, or a failure of the engine."""
     assert isinstance(error, EchoSightError)
     return echosight_error_response(error)

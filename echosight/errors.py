@@ -5,10 +5,12 @@ EchoSightError
 │   └── WireError     it is not a message of the wire's dialect
 ├── EngineFull        no conversation or response fits in now; retry after `retry_after` seconds
 ├── EngineFailure     the engine broke during a turn; the next turn may work
+│   └── CannotSee     the model takes no images, and the request needs them seen
 └── SetupError        the server cannot start: one sentence, and the command that helps
 """
 
 __all__ = [
+    "CannotSee",
     "EchoSightError",
     "EngineFailure",
     "EngineFull",
@@ -73,6 +75,12 @@ class EngineFailure(EchoSightError):
     """The engine broke during a turn. That turn fails; the session lives on."""
 
     code = "engine_failed"
+
+
+class CannotSee(EngineFailure):
+    """The model takes no images, and `GenerateOptions.require_images` forbids to leave them out."""
+
+    code = "unsupported"
 
 
 class SetupError(EchoSightError):

@@ -58,6 +58,10 @@ class GenerateOptions:
     With `max_playout_lead_ms`, speech is delivered no further ahead of its own playing than that, so a client that only
     plays what arrives falls silent soon after the response is cancelled; with None, as fast as it is made.
     `output_format` names the wire's encoding of the speech; the core carries it and does not read it.
+
+    `reply_schema` is the JSON Schema that the text shall follow. Models that cannot be held to it ignore it, so the
+    instructions must ask for the same. With `require_images`, a model that takes no images raises `CannotSee` instead
+    of leaving them out.
     """
 
     instructions: str | None = None
@@ -75,6 +79,8 @@ class GenerateOptions:
     max_playout_lead_ms: int | None = None
     output_sample_rate: int | None = None
     output_format: str | None = None
+    reply_schema: dict[str, Any] | None = None
+    require_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,8 @@ class GenerateChanges(TypedDict, total=False):
     max_playout_lead_ms: int | None
     output_sample_rate: int | None
     output_format: str | None
+    reply_schema: dict[str, Any] | None
+    require_images: bool
 
 
 class SessionChanges(TypedDict, total=False):

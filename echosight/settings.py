@@ -31,6 +31,11 @@ DEVICE_PROMPT = (
     "device then plays a tone."
 )
 _DETECTION = TurnDetectionOptions()
+_VISION_PROMPT = (
+    "You are an expert visual assistant for someone who shows you what a camera sees. Describe the people, the "
+    "objects and what happens. Name every danger and say why it is one. Suggest useful actions. Say only "
+    "what the picture shows."
+)
 
 
 def _split_commas(value: object) -> object:
@@ -100,6 +105,9 @@ class Settings(BaseSettings):
         default=4096, ge=256, description="tokens of context that llama.cpp keeps for a conversation"
     )
     system_prompt: str = Field(default="", description="instructions for the model, where the client sends none")
+    vision_prompt: str = Field(
+        default=_VISION_PROMPT, min_length=1, description="instructions for the model that describes single frames"
+    )
     voice: str | None = Field(default=None, description="voice of the responses (default: the engine's first)")
     default_tts_instructions: str = _named(
         "DEFAULT_TTS_INSTRUCTIONS", "speaking style, for voices that take directions"

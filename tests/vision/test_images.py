@@ -7,10 +7,10 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 from echosight.errors import InputError
-from echosight.vision.images import read_image
+from echosight.vision.images import HEIC_BRANDS, ORIENTATION_TAG, read_image
 
 
 def image_file(kind: str, width: int = 64, height: int = 48, mode: str = "RGB") -> bytes:
@@ -80,3 +80,41 @@ def test_any_bytes_give_an_image_or_an_input_error(noise: bytes, kind: str, star
             assert read_image(data).data == data
         except InputError as refused:
             assert refused.code == "invalid_image"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_photo_is_turned_as_its_exif_tag_says(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    photo = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    out = io.BytesIO()
+    photo.save(out, kind, exif=exif)
+    frame = read_image(out.getvalue())
+    expected = ImageOps.exif_transpose(Image.open(out)).convert("L")
+    with Image.open(io.BytesIO(frame.data)) as upright:
+        assert upright.getexif().get(ORIENTATION_TAG, 1) == 1
+        assert (upright.size, upright.format) == (expected.size, kind)
+        assert (frame.width, frame.height) == upright.size
+        difference = ImageChops.difference(upright.convert("L"), expected)
+    assert difference.point(lambda level: 255 if level > 30 else 0).getbbox() is None
+
+
+@pytest.mark.parametrize("tag", [0, 1, 9, 60_000])
+def test_a_photo_that_is_upright_or_whose_tag_means_nothing_stays_as_it_is(tag: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = tag
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "JPEG", exif=exif)
+    assert read_image(out.getvalue()).data == out.getvalue()
+
+
+def test_damaged_exif_data_does_no_harm() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert read_image(out.getvalue()).width == 64
+
+
+@pytest.mark.parametrize("brand", HEIC_BRANDS)
+def test_heic_is_refused_by_name(brand: bytes) -> None:
+    assert "HEIC" in input_error(b"\x00\x00\x00\x18ftyp" + brand + bytes(64)).message

@@ -17,7 +17,7 @@ from echosight.engines import LLM, STT, TTS, GenerationSummary, SpeechChunk, STT
 from echosight.engines.runtime.progress import StartupProgress
 from echosight.engines.runtime.retries import TransientError
 from echosight.engines.stt import STREAM_CLOSED
-from echosight.errors import EngineFailure, SetupError
+from echosight.errors import CannotSee, EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
 
@@ -115,6 +115,10 @@ class LLMChain(FallbackChain[LLM]):
                         yield chunk
                 self.mark_ok(part)
                 return
+            except CannotSee:
+                # It has not failed: it still replies to requests without images.
+                if part is candidates[-1]:
+                    raise
             except EngineFailure as error:
                 self.mark_failed(part, error)
                 if begun or part is candidates[-1]:

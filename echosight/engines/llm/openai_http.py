@@ -18,7 +18,7 @@ from echosight.engines.llm.messages import Message, nest_function, to_messages
 from echosight.engines.runtime.http_client import HttpService, PermanentError, key_for
 from echosight.engines.runtime.retries import LLM_BACKOFF_S, TransientError, retry_stream
 from echosight.engines.runtime.sse import events
-from echosight.errors import EngineFailure, SetupError
+from echosight.errors import CannotSee, EngineFailure, SetupError
 from echosight.events import Usage
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
@@ -30,6 +30,12 @@ USAGE_WAIT_S = 0.3
 
 OPTIONAL_FIELDS = ("stream_options", "tool_choice", "temperature", "top_p", "max_tokens")
 """Fields that some servers reject. Such a field is left out from then on."""
+
+FORMAT_WORDS = (
+    "response_format", "response format", "json_schema", "json schema", "json_object", "json mode", "grammar",
+    "guided", "structured output",
+)  # fmt: skip
+"""Words of errors by which servers reject a `response_format`."""
 
 Chunk = TextChunk | ToolCallChunk | GenerationSummary
 
@@ -56,7 +62,7 @@ class OpenAILLM:
         self._max_tokens = max_tokens
         self._prefill_enabled = prefill
         self._unsupported: set[str] = set()
-        """Of `OPTIONAL_FIELDS`, and "images"."""
+        """Of `OPTIONAL_FIELDS`, "images", and the types of `response_format`: "json_schema" and "json_object"."""
         self._prefills: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -104,7 +110,7 @@ class OpenAILLM:
             await asyncio.wait([task])
 
     async def generate(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
-        """Raises `TransientError` and `PermanentError`."""
+        """Raises `TransientError`, `PermanentError` and `CannotSee`."""
         await self.release(conversation.id)
         async with aclosing(retry_stream(lambda: self._reply(conversation, options), LLM_BACKOFF_S)) as chunks:
             async for chunk in chunks:
@@ -113,6 +119,8 @@ class OpenAILLM:
     async def _reply(self, conversation: Conversation, options: GenerateOptions) -> AsyncGenerator[Chunk]:
         turns = self._max_turns
         while True:
+            if options.require_images and "images" in self._unsupported:
+                raise CannotSee(f"{self.name} takes no images")
             payload = self._payload(conversation, options, turns) | {"stream": True}
             if "stream_options" not in self._unsupported:
                 payload["stream_options"] = {"include_usage": True}
@@ -154,7 +162,15 @@ class OpenAILLM:
         }
         if tools:
             payload |= {"tools": [nest_function(tool) for tool in tools], "tool_choice": _choice(options.tool_choice)}
+        if options.reply_schema is not None:
+            payload["response_format"] = self._response_format(options.reply_schema)
         return {key: value for key, value in payload.items() if value is not None and key not in self._unsupported}
+
+    def _response_format(self, schema: dict[str, Any]) -> dict[str, Any] | None:
+        """The strictest form of JSON output that the server has not rejected; None where only the prompt is left."""
+        if "json_schema" not in self._unsupported:
+            return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
+        return {"type": "json_object"} if "json_object" not in self._unsupported else None
 
     def _messages(
         self, conversation: Conversation, instructions: str | None = None, turns: int | None = None
@@ -168,8 +184,11 @@ class OpenAILLM:
 
     def _rejected_field(self, error: PermanentError, payload: dict[str, Any]) -> str | None:
         """The part of the request that the server's error names, where the request can do without it."""
+        detail = error.detail.lower()
+        if "response_format" in payload and any(word in detail for word in FORMAT_WORDS):
+            return str(payload["response_format"]["type"])
         has_images = any(isinstance(message["content"], list) for message in payload["messages"])
-        if has_images and "image" in error.detail.lower():
+        if has_images and "image" in detail:
             return "images"
         return next((field for field in OPTIONAL_FIELDS if field in payload and field in error.detail), None)
 

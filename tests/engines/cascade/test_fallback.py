@@ -13,7 +13,7 @@ from echosight.engines import Chunk, GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.cascade.engine import Cascade
 from echosight.engines.cascade.fallback import COOLDOWN_S, LLMChain, STTChain, TTSChain
 from echosight.engines.runtime.retries import TransientError
-from echosight.errors import EngineFailure, SetupError
+from echosight.errors import CannotSee, EngineFailure, SetupError
 from echosight.media import Transcript
 from echosight.options import GenerateOptions
 from tests.fakes import ScriptedLLM, ScriptedSTT, ScriptedTTS
@@ -56,6 +56,15 @@ async def test_the_next_llm_replies_to_the_same_conversation() -> None:
     chunks = [chunk async for chunk in chain.generate(conversation, OPTIONS)]
     assert chunks[-1] == GenerationSummary(finish="length", providers=("cloud",))
     assert local.conversations == cloud.conversations == [conversation]
+
+
+async def test_an_llm_that_cannot_see_is_passed_over_and_stays_the_first() -> None:
+    blind, seeing = llm("blind", FIRST, CannotSee("blind takes no images")), llm("seeing")
+    chain = LLMChain([blind, seeing])
+    assert (await replies(chain))[-1] == GenerationSummary(finish="length", providers=("seeing",))
+    assert chain.name == "blind"
+    with pytest.raises(CannotSee):
+        await replies(LLMChain([blind]))
 
 
 async def test_a_part_that_failed_is_not_tried_for_a_while() -> None:

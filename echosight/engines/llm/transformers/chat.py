@@ -14,7 +14,7 @@ from echosight.engines.llm.transformers.prompt import PromptRequest
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.progress import LoadProgress, report
 from echosight.engines.runtime.worker import Worker
-from echosight.errors import EchoSightError, EngineFailure, SetupError
+from echosight.errors import CannotSee, EchoSightError, EngineFailure, SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 
@@ -79,7 +79,9 @@ class TransformersLLM:
     async def generate(
         self, conversation: Conversation, options: GenerateOptions
     ) -> AsyncGenerator[TextChunk | ToolCallChunk | GenerationSummary]:
-        """The model makes one step for each chunk that is read. Raises `EngineFailure`."""
+        """The model makes one step for each chunk that is read. Raises `EngineFailure` and `CannotSee`."""
+        if options.require_images and self._generator.template.image_token is None:
+            raise CannotSee(f"{self.name} takes no images")
         self._partials.pop(conversation.id, None)
         request = self._request(conversation, options)
         generator, seed = self._generator, self._seed

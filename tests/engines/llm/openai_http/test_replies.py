@@ -14,6 +14,7 @@ from echosight.conversation import Conversation, ImagePart, Item, TextPart, User
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.openai_http import OpenAILLM, from_url, openai
 from echosight.engines.runtime.http_client import PermanentError
+from echosight.errors import CannotSee
 from echosight.events import Usage
 from echosight.media import ImageFrame
 from echosight.options import GenerateOptions
@@ -140,6 +141,31 @@ async def test_images_are_left_out_once_the_server_rejects_them(server: Server, 
     assert first == rejected
     assert first[0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,/9g="
     assert without == [{"role": "user", "content": "What is this?"}]
+
+
+async def test_images_that_must_be_seen_are_not_left_out(server: Server, llm: OpenAILLM) -> None:
+    frame = ImageFrame(b"\xff\xd8", "image/jpeg", 1, 1)
+    conversation = Conversation(items=[Item("user", (ImagePart(frame),))])
+    server.on(CHAT, answer({"error": {"message": "image input is not supported"}}, 400), HELLO)
+    for _ in range(2):
+        with pytest.raises(CannotSee, match="takes no images"):
+            await ask(llm, conversation, GenerateOptions(require_images=True))
+    assert len(server.requests_to(CHAT)) == 1
+
+
+async def test_json_is_asked_for_in_the_strictest_form_that_the_server_takes(server: Server, llm: OpenAILLM) -> None:
+    server.on(
+        CHAT,
+        answer({"error": {"message": "This model does not support response format `json_schema`"}}, 400),
+        answer({"error": {"message": "response_format is not supported"}}, 400),
+        HELLO,
+    )
+    schema = {"type": "object"}
+    options = GenerateOptions(reply_schema=schema)
+    assert text_of(await ask(llm, options=options)) == text_of(await ask(llm, options=options)) == "Hello."
+    forms = [request.json.get("response_format") for request in server.requests_to(CHAT)]
+    strict = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
+    assert forms == [strict, {"type": "json_object"}, None, None]
 
 
 async def test_a_conversation_that_is_too_long_loses_its_oldest_turns(server: Server, llm: OpenAILLM) -> None:

@@ -12,7 +12,7 @@ import pytest
 from echosight.conversation import AudioPart, Conversation, UserTurn
 from echosight.engines import GenerationSummary, TextChunk, ToolCallChunk
 from echosight.engines.llm.transformers.chat import TransformersLLM, build_generator, make_llm
-from echosight.errors import EngineFailure, SetupError
+from echosight.errors import CannotSee, EngineFailure, SetupError
 from echosight.options import GenerateOptions
 from echosight.settings import Settings
 from tests.engines import tiny_local
@@ -44,6 +44,11 @@ async def test_an_llm_prefills_replies_and_releases(llm: TransformersLLM) -> Non
     assert isinstance(again[-1], GenerationSummary)
     assert again[-1].usage.cached == 0
     assert again[:-1] == chunks[:-1]
+
+
+async def test_a_model_without_eyes_refuses_images_that_must_be_seen(llm: TransformersLLM) -> None:
+    with pytest.raises(CannotSee, match="tiny takes no images"):
+        await anext(llm.generate(Conversation(), replace(SHORT, require_images=True)))
 
 
 async def test_a_closed_reply_stops_within_a_step(llm: TransformersLLM, monkeypatch: pytest.MonkeyPatch) -> None:
