@@ -80,7 +80,7 @@ def test_no_body_makes_a_route_fail(server: Server, path: str, request_body: Any
 
 
 async def test_a_killed_speech_worker_fails_one_turn_only(serve: Serve, flite: Flite) -> None:
-    server = serve("--speech-workers", "1")
+    server = serve("--speech-workers", "1", "--stt", "sphinx", "--tts", "espeak")
     spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
         await send_sound(socket, spoken)
@@ -100,7 +100,7 @@ async def test_a_killed_speech_worker_fails_one_turn_only(serve: Serve, flite: F
 
 
 async def test_the_next_turn_works_after_a_worker_was_killed_while_the_user_spoke(serve: Serve, flite: Flite) -> None:
-    server = serve("--speech-workers", "1")
+    server = serve("--speech-workers", "1", "--stt", "sphinx", "--tts", "espeak")
     spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "unlucky") as socket:
         for number, piece in enumerate(pieces(spoken, 0.1)):
@@ -218,7 +218,8 @@ def resident_mb(pid: int) -> float:
 
 
 async def test_a_client_that_does_not_read_does_not_delay_others(serve: Serve, flite: Flite) -> None:
-    server = serve()
+    # Speech parts in processes of their own: what a model allocates does not count here.
+    server = serve("--stt", "sphinx", "--tts", "espeak")
     spoken = joined(flite("please open the window"), silence(0.8))
     async with subscribed(server.ws, "deaf", audio="wav") as deaf:
         before = resident_mb(server.process.pid)
