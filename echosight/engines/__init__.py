@@ -15,6 +15,20 @@ from echosight.events import Usage
 from echosight.media import Transcript, Word
 from echosight.options import GenerateOptions
 
+__all__ = [
+    "LLM",
+    "STT",
+    "TTS",
+    "Chunk",
+    "Engine",
+    "GatedEngine",
+    "GenerationSummary",
+    "STTStream",
+    "SpeechChunk",
+    "TextChunk",
+    "ToolCallChunk",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
