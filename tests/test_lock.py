@@ -104,6 +104,6 @@ def test_the_requirements_are_the_base_install() -> None:
 
 def test_running_the_server_installs_no_tools_of_developers() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["uv"]["default-groups"] == []
+    assert project["tool"]["uv"]["default-groups"] == ["embedded"]
     assert "pytest" in str(project["project"]["optional-dependencies"]["dev"])
     assert "dev" not in project["dependency-groups"]

@@ -14,6 +14,7 @@ from echosight.engines.runtime.progress import LoadProgress
 from echosight.engines.runtime.worker import Worker
 from echosight.engines.stt import STREAM_CLOSED
 from echosight.engines.stt.whisper_decoder import Decoder, Segment, TimedWord, to_transcript
+from echosight.engines.stt.whisper_embedded import embedded_folder
 from echosight.engines.stt.whisper_model import check_folder, is_folder, load_model
 from echosight.errors import EngineFailure
 from echosight.media import INPUT_SAMPLE_RATE, Transcript, pcm_ms
@@ -205,4 +206,10 @@ def make_stt(argument: str | None, settings: Settings) -> WhisperSTT:
     if is_folder(source):
         check_folder(Path(source).expanduser())
     name = Path(source).name
-    return WhisperSTT(f"whisper {name}", lambda: Decoder(load_model(source, settings.device)), settings.language)
+    # The short window was measured with the embedded model only.
+    short_window = embedded_folder(source) is not None
+
+    def build() -> Decoder:
+        return Decoder(load_model(source, settings.device), short_window=short_window)
+
+    return WhisperSTT(f"whisper {name}", build, settings.language)

@@ -62,9 +62,11 @@ class Decoder:
     with as many workers as the model has.
     """
 
-    def __init__(self, model: Any, hallucinations: HallucinationFilter = HallucinationFilter()) -> None:
+    def __init__(
+        self, model: Any, hallucinations: HallucinationFilter = HallucinationFilter(), *, short_window: bool = False
+    ) -> None:
         self._model = model
-        self._short_window = ShortWindow(model)
+        self._short_window = ShortWindow(model) if short_window else None
         self._filter = hallucinations
         self._languages = frozenset(model.supported_languages)
 
@@ -87,7 +89,7 @@ class Decoder:
         code = self.language_code(language)
         prompt = previous_text[-MAX_PROMPT_CHARS:]
         utterance = None
-        if self._short_window.fits(samples):
+        if self._short_window is not None and self._short_window.fits(samples):
             beam = FINAL_BEAM if final else 1
             utterance, code = self._short_window.decode(samples, code, prompt, beam=beam, timed=final)
         if utterance is not None and not (final and self._filter.doubts(utterance)):

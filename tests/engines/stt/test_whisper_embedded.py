@@ -27,7 +27,7 @@ SENTENCE = "please open the window before you leave the house"
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return Decoder(load_model("tiny.en", "cpu"))
+    return Decoder(load_model("tiny.en", "cpu"), short_window=True)
 
 
 def words(text: str) -> list[str]:

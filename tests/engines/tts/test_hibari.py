@@ -29,7 +29,7 @@ MAX_WORD_ERROR_MS = 80
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return Decoder(load_model("tiny.en", "cpu"))
+    return Decoder(load_model("tiny.en", "cpu"), short_window=True)
 
 
 @pytest.fixture(scope="module")
