@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from echosight import events as ev
-from echosight.audio.resampling import MAX_HZ, MIN_HZ
 from echosight.errors import EchoSightError, InputError, WireError
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionChanges
 from echosight.wire import Message
-from echosight.wire.fields import Json, read_json, write_json
+from echosight.wire.fields import (
+    Json,
+    WholeSamples,
+    check_session_id,
+    optional_field,
+    optional_rate,
+    read_json,
+    write_json,
+)
 from echosight.wire.turn_detection import detection_changes
-
-MAX_SESSION_ID_CHARS = 256
 
 
 def session_id_of(first: Message) -> str | None:
     """The ``session_id`` of a connection's first message, where it names one. Raises `WireError`."""
     body = None if isinstance(first, bytes) else read_json(first)
     session_id = body.get("session_id") if isinstance(body, dict) else None
-    if session_id is not None and not (isinstance(session_id, str) and 1 <= len(session_id) <= MAX_SESSION_ID_CHARS):
-        raise WireError(f"session_id must be a string of 1 to {MAX_SESSION_ID_CHARS} characters", param="session_id")
-    return session_id
+    return None if session_id is None else check_session_id(session_id)
 
 
 class AssistantWire:
@@ -37,7 +39,7 @@ class AssistantWire:
     def __init__(self) -> None:
         self.client_event_id: str | None = None
         self._rate = INPUT_SAMPLE_RATE
-        self._half_sample = b""
+        self._samples = WholeSamples()
         self._state = ""
 
     def greet(self) -> tuple[Message, ...]:
@@ -47,10 +49,7 @@ class AssistantWire:
 
     def receive(self, message: Message) -> Iterator[ev.Input]:
         if isinstance(message, bytes):
-            data = self._half_sample + message
-            pcm = data[: len(data) // 2 * 2]
-            self._half_sample = data[len(pcm) :]
-            if pcm:
+            if pcm := self._samples.push(message):
                 yield ev.Audio(AudioChunk(pcm, self._rate))
             return
         body = read_json(message)
@@ -60,7 +59,7 @@ class AssistantWire:
             case {"type": "stop"}:
                 yield ev.Cancel()
             case {"type": "reset"}:
-                self._half_sample = b""
+                self._samples.clear()
                 yield ev.Reset()
                 yield ev.Sync("reset")
             case {"type": "playback", "item_id": str(item_id), "played_ms": int(ms)} if ms >= 0 and ms is not True:
@@ -82,21 +81,22 @@ class AssistantWire:
             raise WireError("The mode of a connection cannot change; open another one", param="mode")
         if body.get("encoding", "pcm16") != "pcm16":
             raise WireError("encoding must be 'pcm16'", param="encoding")
-        rate = _rate(body, "sample_rate")
-        output_rate = _rate(body, "output_rate") or rate
+        rate = optional_rate(body, "sample_rate")
+        output_rate = optional_rate(body, "output_rate") or rate
         changes: SessionChanges = {}
         if output_rate is not None:
             changes["output_sample_rate"] = output_rate
-        if (language := _optional(body, "language", str)) is not None:
+        if (language := optional_field(body, "language", str)) is not None:
             changes["language"] = language
-        if (instructions := _optional(body, "instructions", str)) is not None:
+        if (instructions := optional_field(body, "instructions", str)) is not None:
             changes["instructions"] = instructions
-        if (voice := _optional(body, "voice", str)) is not None:
+        if (voice := optional_field(body, "voice", str)) is not None:
             changes["response"] = {"voice": voice}
         if (threshold := body.get("speech_threshold")) is not None:
             changes["turn_detection"] = detection_changes({"threshold": threshold}, echosight=True)
         if rate is not None and rate != self._rate:
-            self._rate, self._half_sample = rate, b""
+            self._rate = rate
+            self._samples.clear()
         return changes
 
     # --- sending --------------------------------------------------------------------------------
@@ -175,17 +175,3 @@ def _error(code: str, message: str, param: str | None = None) -> Json:
 def error_message(error: EchoSightError) -> str:
     """An error that closes the connection."""
     return write_json(_error(error.code, error.message, error.param if isinstance(error, InputError) else None))
-
-
-def _rate(body: Json, name: str) -> int | None:
-    rate: int | None = _optional(body, name, int)
-    if rate is not None and not MIN_HZ <= rate <= MAX_HZ:
-        raise WireError(f"{name} must be between {MIN_HZ} and {MAX_HZ}", param=name)
-    return rate
-
-
-def _optional(body: Json, name: str, kind: type[Any]) -> Any:
-    value = body.get(name)
-    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise WireError(f"{name} must be of type {kind.__name__}", code="invalid_type", param=name)
-    return value

@@ -15,7 +15,7 @@ from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionChanges, TurnDetectionChanges
 from echosight.wire import Message
 from echosight.wire.echosight_messages import Content, Limits, read_content, read_items
-from echosight.wire.fields import read_json, samples_to_ms, write_json
+from echosight.wire.fields import optional_field, optional_rate, read_json, samples_to_ms, write_json
 from echosight.wire.turn_detection import detection_changes
 
 FINISH_REASONS = {"completed": "stop", "cancelled": "interrupted", "incomplete": "length"}
@@ -167,13 +167,11 @@ class EchoSightWire:
 
     def _configure(self, body: dict[str, Any]) -> SessionChanges:
         """The changes of a subscribe or configure message. Raises `WireError`; then nothing changes."""
-        rate = _optional(body, "sample_rate", int)
-        if rate is not None and not 4_000 <= rate <= 192_000:
-            raise WireError("sample_rate must be between 4000 and 192000", param="sample_rate")
-        audio = _optional(body, "audio", str)
+        rate = optional_rate(body, "sample_rate")
+        audio = optional_field(body, "audio", str)
         if audio not in (None, "wav", "binary"):
             raise WireError("audio must be 'wav' or 'binary'", param="audio")
-        events = _optional(body, "events", bool)
+        events = optional_field(body, "events", bool)
         changes = _session_changes(body)
         self._rate = self._rate if rate is None else rate
         self._binary = self._binary if audio is None else audio == "binary"
@@ -187,11 +185,11 @@ def _session_changes(body: dict[str, Any]) -> SessionChanges:
     if "turn_detection" in body:
         detection = body["turn_detection"]
         changes["turn_detection"] = None if detection is None else _detection_changes(detection)
-    if (voice := _optional(body, "voice", str)) is not None:
+    if (voice := optional_field(body, "voice", str)) is not None:
         changes["response"] = {"voice": voice}
     fields = {"instructions": str, "language": str, "levels": bool, "record": bool}
     for field, kind in fields.items():
-        if (value := _optional(body, field, kind)) is not None:
+        if (value := optional_field(body, field, kind)) is not None:
             changes["vad_levels" if field == "levels" else field] = value
     return cast(SessionChanges, changes)
 
@@ -205,13 +203,6 @@ def _detection_changes(data: Any) -> TurnDetectionChanges:
             return {"max_endpointing_delay_ms": 0, **detection_changes(data, echosight=True)}
         case _:
             return detection_changes(data, echosight=True)
-
-
-def _optional(body: dict[str, Any], name: str, kind: type[Any]) -> Any:
-    value = body.get(name)
-    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise WireError(f"{name} must be of type {kind.__name__}", code="invalid_type", param=name)
-    return value
 
 
 def _notification(event: ev.Output) -> dict[str, Any] | None:

@@ -11,10 +11,13 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from pydantic import ValidationError
 
+from echosight.audio.resampling import MAX_HZ, MIN_HZ
 from echosight.errors import InputError, WireError
 from echosight.media import INPUT_SAMPLE_RATE, pcm_ms
 
 Json = dict[str, Any]
+
+MAX_SESSION_ID_CHARS = 256
 
 
 def read_json(text: str | bytes) -> Any:
@@ -35,6 +38,47 @@ def write_json(value: Mapping[str, Any]) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         return json.dumps(value, separators=(",", ":"))
+
+
+def optional_field(body: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    """The value of a field; None where it is missing or null. Raises `WireError` where it is of another type."""
+    value = body.get(name)
+    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise WireError(f"{name} must be of type {kind.__name__}", code="invalid_type", param=name)
+    return value
+
+
+def optional_rate(body: Mapping[str, Any], name: str) -> int | None:
+    """The sample rate in Hz that a field names; None where it is missing or null. Raises `WireError`."""
+    rate: int | None = optional_field(body, name, int)
+    if rate is not None and not MIN_HZ <= rate <= MAX_HZ:
+        raise WireError(f"{name} must be between {MIN_HZ} and {MAX_HZ}", param=name)
+    return rate
+
+
+def check_session_id(session_id: Any) -> str:
+    """A session id that a client chose. Raises `WireError` where it is no string of a usable length."""
+    if not isinstance(session_id, str) or not 1 <= len(session_id) <= MAX_SESSION_ID_CHARS:
+        raise WireError(f"session_id must be a string of 1 to {MAX_SESSION_ID_CHARS} characters", param="session_id")
+    return session_id
+
+
+class WholeSamples:
+    """Cuts a stream of PCM16 that may be split anywhere into whole samples: an odd byte waits for its other half."""
+
+    def __init__(self) -> None:
+        self._odd_byte = b""
+
+    def push(self, data: bytes) -> bytes:
+        """The whole samples that the data completes."""
+        data = self._odd_byte + data
+        pcm = data[: len(data) // 2 * 2]
+        self._odd_byte = data[len(pcm) :]
+        return pcm
+
+    def clear(self) -> None:
+        """Drop the odd byte: the stream ends here."""
+        self._odd_byte = b""
 
 
 def decode_base64(text: str, param: str, *, message: str | None = None, code: str | None = None) -> bytes:

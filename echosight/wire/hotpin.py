@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from echosight import events as ev
 from echosight.audio.formats import wav_header
 from echosight.audio.opus import OPUS_RATES, OpusDecoder, OpusEncoder, require_opus
-from echosight.audio.resampling import MAX_HZ, MIN_HZ
 from echosight.errors import WireError
 from echosight.media import INPUT_SAMPLE_RATE, AudioChunk
 from echosight.options import SessionChanges, SessionOptions
 from echosight.wire import Message
-from echosight.wire.fields import Json, read_json, write_json
+from echosight.wire.fields import (
+    Json,
+    WholeSamples,
+    check_session_id,
+    optional_field,
+    optional_rate,
+    read_json,
+    write_json,
+)
 
 CHUNK_BYTES = 4096
 """Size of the binary messages that carry a response; only the last one of a response is shorter."""
 
 UNKNOWN_LENGTH = 0xFFFF_FFFF - 36
 """What the WAV header, which is sent before the length is known, says of the samples; its RIFF length is 2**32-1."""
-
-MAX_SESSION_ID_CHARS = 256
 
 EMPTY_TURN = "input_audio_buffer_commit_empty"
 TOO_LONG = "input_audio_buffer_too_long"
@@ -66,9 +71,7 @@ def read_handshake(message: Message) -> Handshake:
     body = read_json(message)
     if not isinstance(body, dict) or "session_id" not in body:
         raise WireError('The first message must be {"session_id": "…"}', code="handshake_required")
-    session_id = body["session_id"]
-    if not isinstance(session_id, str) or not 1 <= len(session_id) <= MAX_SESSION_ID_CHARS:
-        raise WireError(f"session_id must be a string of 1 to {MAX_SESSION_ID_CHARS} characters", param="session_id")
+    session_id = check_session_id(body["session_id"])
     format = "pcm16" if body.get("format") is None else body["format"]
     if format not in ("pcm16", "opus"):
         raise WireError("format must be 'pcm16' or 'opus'", param="format")
@@ -80,27 +83,13 @@ def read_handshake(message: Message) -> Handshake:
             )
     return Handshake(
         session_id,
-        _rate(body, "sample_rate"),
-        _rate(body, "output_rate"),
-        _optional(body, "vad", bool) or False,
-        _optional(body, "language", str),
-        _optional(body, "voice", str),
+        optional_rate(body, "sample_rate") or INPUT_SAMPLE_RATE,
+        optional_rate(body, "output_rate") or INPUT_SAMPLE_RATE,
+        optional_field(body, "vad", bool) or False,
+        optional_field(body, "language", str),
+        optional_field(body, "voice", str),
         "opus" if format == "opus" else "pcm16",
     )
-
-
-def _rate(body: Json, name: str) -> int:
-    rate: int | None = _optional(body, name, int)
-    if rate is not None and not MIN_HZ <= rate <= MAX_HZ:
-        raise WireError(f"{name} must be between {MIN_HZ} and {MAX_HZ}", param=name)
-    return INPUT_SAMPLE_RATE if rate is None else rate
-
-
-def _optional(body: Json, name: str, kind: type[Any]) -> Any:
-    value = body.get(name)
-    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise WireError(f"{name} must be of type {kind.__name__}", code="invalid_type", param=name)
-    return value
 
 
 def error_record(code: str, message: str) -> Json:
@@ -169,7 +158,7 @@ class HotpinWire:
         self._handshake = handshake
         self._decoder = OpusDecoder(handshake.sample_rate) if handshake.format == "opus" else None
         self._encoder = OpusEncoder(handshake.output_rate) if handshake.format == "opus" else None
-        self._half_sample = b""
+        self._whole_samples = WholeSamples()
         self._audio_interrupts = False
         """The next audio begins a turn: it stops the response that is in progress."""
         self._speaking = False
@@ -232,10 +221,7 @@ class HotpinWire:
         """Raises `InputError` for what is no Opus packet."""
         if self._decoder is not None:
             return self._decoder.decode(message)
-        data = self._half_sample + message
-        pcm = data[: len(data) // 2 * 2]
-        self._half_sample = data[len(pcm) :]
-        return pcm
+        return self._whole_samples.push(message)
 
     def _end_turn(self) -> Iterator[ev.Input]:
         if self._handshake.vad and not self._speaking:
@@ -247,7 +233,7 @@ class HotpinWire:
         yield ev.CreateResponse(interrupt=True)
 
     def _new_turn(self) -> None:
-        self._half_sample = b""
+        self._whole_samples.clear()
         self._audio_interrupts = not self._handshake.vad
         self._too_long = False
 
