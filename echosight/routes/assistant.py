@@ -8,7 +8,6 @@ from dataclasses import replace
 from fastapi import APIRouter, WebSocket
 from fastapi.requests import HTTPConnection
 
-from echosight import events as ev
 from echosight.conversation import new_id
 from echosight.media import INPUT_SAMPLE_RATE
 from echosight.options import SessionOptions
@@ -17,7 +16,7 @@ from echosight.routes.dependencies import manager_of, settings_of
 from echosight.routes.handshake import refusals, socket_route
 from echosight.server.manager import StreamManager
 from echosight.server.sessions import Client
-from echosight.server.transport import receive, serve
+from echosight.server.transport import receive, serve, take_over
 from echosight.settings import Settings
 from echosight.wire import Message
 from echosight.wire.assistant import AssistantWire, error_message, session_id_of
@@ -49,10 +48,7 @@ async def serve_assistant(socket: WebSocket, client: Client, first: Sequence[Mes
     A `client` whose earlier connection is still open takes its session over.
     """
     manager = manager_of(socket)
-    options = assistant_options(manager, settings_of(socket))
-    async with manager.sessions.connect(client, options, take_over=True) as entry:
-        await entry.session.feed(ev.ClearInput())  # what a lost connection left of a turn
-        entry.session.outbox.skip_to_latest_response()
+    async with take_over(manager, client, assistant_options(manager, settings_of(socket))) as entry:
         await serve(socket, AssistantWire(), entry, first=first)
 
 

@@ -67,9 +67,14 @@ def client_of(connection: HTTPConnection) -> Client:
         uid = connection.query_params.get("uid")
     if not uid:
         raise InputError("Missing uid in headers", code="missing_uid")
+    return Client(f"{owner_of(connection)}/{check_uid(uid)}", uid, "echosight", client_kind(connection))
+
+
+def check_uid(uid: str) -> str:
+    """Raises `InputError` 400 where it is too long."""
     if len(uid) > MAX_UID_CHARS:
         raise InputError(f"uid is longer than {MAX_UID_CHARS} characters", code="invalid_uid")
-    return Client(f"{owner_of(connection)}/{uid}", uid, "echosight", client_kind(connection))
+    return uid
 
 
 def owner_of(connection: HTTPConnection) -> str:

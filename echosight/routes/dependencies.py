@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -29,15 +30,20 @@ def ready_manager(connection: HTTPConnection) -> StreamManager:
     return manager
 
 
-async def body_of(request: Request) -> bytes:
-    """The request's body. Raises `InputError` 413 as soon as it is larger than allowed."""
+async def body_chunks(request: Request) -> AsyncGenerator[bytes, None]:
+    """The request's body as it arrives. Raises `InputError` 413 as soon as it is larger than allowed."""
     limit = settings_of(request).max_body_bytes
-    body = bytearray()
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        size += len(chunk)
+        if size > limit:
             raise InputError(f"The body is larger than {limit} bytes", code="too_large", status=413)
-    return bytes(body)
+        yield chunk
+
+
+async def body_of(request: Request) -> bytes:
+    """The request's whole body. Raises as `body_chunks`."""
+    return b"".join([chunk async for chunk in body_chunks(request)])
 
 
 SettingsDep = Annotated[Settings, Depends(settings_of)]

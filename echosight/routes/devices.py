@@ -18,7 +18,7 @@ from echosight.routes.dependencies import ManagerDep, SettingsDep, manager_of, s
 from echosight.routes.handshake import refusals, socket_route
 from echosight.server.manager import StreamManager
 from echosight.server.sessions import Client
-from echosight.server.transport import receive, serve
+from echosight.server.transport import receive, serve, take_over
 from echosight.settings import WORDS_PER_MINUTE, Settings
 from echosight.wire import Wire
 from echosight.wire.fields import write_json
@@ -98,11 +98,8 @@ async def _serve_device(
     """Serve an accepted socket. `defaults` are the options of a new session, `changes` those of the handshake."""
     # A device sleeps between two turns, so its session is kept longer than that of a lost socket.
     linger_s = settings_of(socket).idle_timeout_s
-    async with manager_of(socket).sessions.connect(client, defaults, take_over=True, linger_s=linger_s) as entry:
-        session = entry.session
-        await session.feed(ev.ClearInput())  # what the lost connection left of a turn
-        await session.feed(ev.UpdateOptions(changes))
-        session.outbox.skip_to_latest_response()
+    async with take_over(manager_of(socket), client, defaults, linger_s) as entry:
+        await entry.session.feed(ev.UpdateOptions(changes))
         await serve(socket, wire, entry)
 
 

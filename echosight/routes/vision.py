@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import orjson
@@ -15,8 +14,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from echosight.conversation import new_id
 from echosight.errors import InputError
 from echosight.media import ImageFrame
-from echosight.routes.auth import MAX_UID_CHARS, auth_enabled, hash_token, require_token, token_of
-from echosight.routes.dependencies import BodyDep, ReadyManagerDep, SettingsDep
+from echosight.routes.auth import check_uid, owner_of, require_token
+from echosight.routes.dependencies import BodyDep, ReadyManagerDep, SettingsDep, body_chunks, settings_of
 from echosight.server.frames import FrameAnalyst, FrameRequest
 from echosight.server.manager import LARGE_BYTES
 from echosight.vision.images import read_image
@@ -62,10 +61,10 @@ class FrameAnswer(BaseModel):
 class FormInMemory(MultiPartParser):
     """Parses a form without writing it to disk, where nothing may be kept of what a user shows."""
 
-    def __init__(self, request: Request, max_bytes: int) -> None:
-        super().__init__(request.headers, _limited(request, max_bytes), max_files=1, max_fields=16)
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.headers, body_chunks(request), max_files=1, max_fields=16)
         # SpooledTemporaryFile moves to the disk beyond this size.
-        self.spool_max_size = max_bytes + 1
+        self.spool_max_size = settings_of(request).max_body_bytes + 1
 
 
 _FORM = {
@@ -92,7 +91,7 @@ _JSON = {"requestBody": {"required": True, "content": {"application/json": {"sch
 async def frame(request: Request, manager: ReadyManagerDep, settings: SettingsDep) -> FrameAnswer:
     """Describe the picture in the form's `file`."""
     began = time.monotonic()
-    form = await _read_form(request, settings.max_body_bytes)
+    form = await _read_form(request)
     fields = _validate(FrameFields, {key: value for key, value in form.items() if key != "file"})
     file = form.get("file")
     if file is None:
@@ -152,10 +151,7 @@ async def _answer(
 
 def _caller(request: Request) -> str:
     """Whose session it is: the owner of the token, and where there is one the header `uid`."""
-    uid = request.headers.get("uid", "")
-    if len(uid) > MAX_UID_CHARS:
-        raise InputError(f"uid is longer than {MAX_UID_CHARS} characters", code="invalid_uid")
-    return f"{hash_token(token_of(request)) if auth_enabled(request) else ''}/{uid}"
+    return f"{owner_of(request)}/{check_uid(request.headers.get('uid', ''))}"
 
 
 def _picture(data: bytes, max_pixels: int, param: str) -> ImageFrame:
@@ -164,24 +160,15 @@ def _picture(data: bytes, max_pixels: int, param: str) -> ImageFrame:
     return read_image(data, max_pixels)
 
 
-async def _read_form(request: Request, max_bytes: int) -> FormData:
+async def _read_form(request: Request) -> FormData:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InputError("Send multipart/form-data with the picture in the field file", code="invalid_request")
     try:
-        return await FormInMemory(request, max_bytes).parse()
+        return await FormInMemory(request).parse()
     except MultiPartException as error:
         raise InputError(f"Broken form: {error.message}", code="invalid_request") from error
     except (KeyError, UnicodeError, LookupError) as error:
         raise InputError("Broken form: its boundary or charset is unusable", code="invalid_request") from error
-
-
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise InputError(f"The body is larger than {max_bytes} bytes", code="too_large", status=413)
-        yield chunk
 
 
 def _validate(model: type[Model], value: Any) -> Model:

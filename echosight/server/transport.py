@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, MutableMapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, MutableMapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -12,9 +12,10 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 
 from echosight.errors import InputError
-from echosight.events import ErrorRaised
+from echosight.events import ClearInput, ErrorRaised
+from echosight.options import SessionOptions
 from echosight.server.manager import StreamManager
-from echosight.server.sessions import SessionEntry, SupersededError
+from echosight.server.sessions import Client, SessionEntry, SupersededError
 from echosight.session.session import Session
 from echosight.wire import Message, Wire
 from echosight.wire.fields import write_json
@@ -60,6 +61,21 @@ async def serve(
         for task in (superseded, *loops):
             task.cancel()
         await asyncio.wait([superseded, *loops])
+
+
+@asynccontextmanager
+async def take_over(
+    manager: StreamManager, client: Client, options: SessionOptions, linger_s: float | None = None
+) -> AsyncIterator[SessionEntry]:
+    """As `SessionRegistry.connect`, for clients that come back: another socket that reads the session has to leave.
+
+    What the lost connection left of a turn is dropped, and so are the events that it did not read, except those of the
+    latest response.
+    """
+    async with manager.sessions.connect(client, options, take_over=True, linger_s=linger_s) as entry:
+        await entry.session.feed(ClearInput())
+        entry.session.outbox.skip_to_latest_response()
+        yield entry
 
 
 async def _receive_loop(socket: WebSocket, wire: Wire, session: Session, first: Sequence[Message]) -> int:
