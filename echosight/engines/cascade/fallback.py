@@ -229,9 +229,7 @@ class TTSChain(FallbackChain[TTS]):
 
     async def synthesize(self, text: str, options: GenerateOptions) -> AsyncGenerator[SpeechChunk]:
         """Raises the failure of the last candidate."""
-        candidates = sorted(
-            self.candidates(), key=lambda part: (self.is_cooling(part), not self._suits(part, text, options))
-        )
+        candidates = sorted(self.parts, key=lambda part: (self.is_cooling(part), not self._suits(part, text, options)))
         for part in candidates:
             begun = False
             try:

@@ -8,7 +8,6 @@ on, the model sometimes repeats itself; `is_loop` and `repeats_itself` find that
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,8 +121,9 @@ class ShortWindow:
 
     @staticmethod
     def _utterance(text: str, result: Any, seconds: float, words: tuple[TimedText, ...]) -> Utterance:
+        from faster_whisper.transcribe import get_compression_ratio
+
         length = len(result.sequences_ids[0])
-        data = text.encode()
         return Utterance(
             text=text,
             start=0.0,
@@ -131,7 +131,7 @@ class ShortWindow:
             words=words,
             avg_logprob=result.scores[0] * length / (length + 1),
             no_speech_prob=result.no_speech_prob,
-            compression_ratio=len(data) / len(zlib.compress(data)) if data else 0.0,
+            compression_ratio=get_compression_ratio(text),
         )
 
 
@@ -158,14 +158,14 @@ def _has_double_run(sequence: Sequence[Any]) -> bool:
 
 
 def is_loop(tokens: Sequence[int], limit: int) -> bool:
-    """Whether the decoder repeats itself: it reached `limit` tokens, ends in three equal runs of any length, or has a
-    run of three or more tokens twice in a row."""
+    """Whether the decoder repeats itself: it reached `limit` tokens, ends in three equal tokens or pairs, or has a run
+    of three or more tokens twice in a row."""
     count = len(tokens)
     if count >= limit:
         return True
     if any(
         tokens[-size:] == tokens[-2 * size : -size] == tokens[-3 * size : -2 * size]
-        for size in range(1, count // 3 + 1)
+        for size in range(1, min(2, count // 3) + 1)
     ):
         return True
     return _has_double_run(tokens)

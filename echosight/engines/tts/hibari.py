@@ -6,7 +6,6 @@ that of the package's file. The model gives the duration of every phoneme, so wo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from echosight.engines import SpeechChunk
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.weights import check_sha256
 from echosight.engines.tts.local import LocalTTS, split_into_chunks
+from echosight.engines.tts.word_timing import spoken_words
 from echosight.errors import SetupError
 from echosight.media import Word, pcm_ms
 from echosight.options import GenerateOptions
@@ -93,7 +93,7 @@ class HibariModel:
         A written word may be spoken as several ("$5"). Where that leaves the groups unclear, all are 0, and the words
         are spread over the speech.
         """
-        written = [word for word in re.finditer(r"\S+", sentence) if any(c.isalnum() for c in word[0])]
+        written = spoken_words(sentence)
         groups = sum(len(part.split()) for part in parts)
         counts = [1] * len(written)
         if len(written) != groups:
@@ -124,24 +124,20 @@ def make_tts(argument: str | None, settings: Settings) -> LocalTTS:
 
 def load_model() -> HibariModel:
     """Raises `SetupError`."""
-    import onnxruntime
     from hibari import Hibari, dsp
     from hibari.tts import ASSETS
 
     file = Path(ASSETS) / "hibari.onnx"
     check_sha256(file, SHA256)
     try:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        model = with_output(file.read_bytes(), DURATIONS)
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        tts = Hibari(voice=VOICE)
+        # It hands `model` to ONNX Runtime, which takes a file's content as well as its path.
+        tts = Hibari(voice=VOICE, model=with_output(file.read_bytes(), DURATIONS))
     except Exception as error:  # ONNX Runtime has many types
         raise SetupError(f"hibari could not be loaded: {error}") from error
 
     def run(ids: list[int], speed: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         feeds = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}
-        *spectra, durations = session.run(None, feeds)
+        *spectra, durations = tts.sess.run(None, feeds)
         wave = dsp.synth(*(output[0] for output in spectra), np.random.default_rng(0))
         return np.asarray(wave, np.float32), np.asarray(durations, np.float32).reshape(-1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from echosight.engines import SpeechChunk
 from echosight.engines.runtime.extras import require_extra
 from echosight.engines.runtime.huggingface.source import first_line
 from echosight.engines.tts.local import LocalTTS, split_into_chunks
+from echosight.engines.tts.word_timing import spoken_words
 from echosight.errors import SetupError
 from echosight.media import Word
 from echosight.options import GenerateOptions
@@ -80,7 +80,7 @@ def word_times(text: str, phonemes: Sequence[tuple[str, float]]) -> tuple[Word, 
         elif after_space and phoneme.isalpha():
             starts.append(seconds)
             after_space = False
-    written = [word for word in re.finditer(r"\S+", text) if any(c.isalnum() for c in word[0])]
+    written = spoken_words(text)
     if len(starts) != len(written):
         return ()
     return tuple(Word(round(1000 * seconds), word.end()) for seconds, word in zip(starts, written, strict=True))

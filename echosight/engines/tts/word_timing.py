@@ -17,6 +17,11 @@ def spread_words(text: str, duration_ms: int) -> tuple[Word, ...]:
     return tuple(Word(duration_ms * word.start() // len(text), word.end()) for word in words)
 
 
+def spoken_words(text: str) -> list[re.Match[str]]:
+    """The words of `text` that have a letter or a digit: a voice does not speak the others."""
+    return [word for word in re.finditer(r"\S+", text) if any(character.isalnum() for character in word[0])]
+
+
 class WordTimer:
     """Finds the words that begin in each chunk of a sentence's speech.
 
