@@ -18,22 +18,12 @@ from echosight.engines.stub import StubEngine
 from echosight.engines.tts.espeak import EspeakTTS
 from echosight.media import AudioChunk
 from echosight.options import GenerateOptions
-from tests.contracts.harness import (
-    DEFAULT_OPTIONS,
-    Running,
-    count_forward_calls,
-)
+from tests.contracts.harness import Folder, Running, count_forward_calls, plain
 from tests.fakes import ScriptedEngine, ScriptedLLM, ScriptedSTT, ScriptedTTS, words
 
-Folder = Callable[[str], Path]
 Case = AbstractAsyncContextManager[Running[Engine]]
 
 SENTENCE = "The rain had stopped, and many people went to the café at once. "
-
-
-@asynccontextmanager
-async def plain(engine: Engine, options: GenerateOptions = DEFAULT_OPTIONS) -> AsyncIterator[Running[Engine]]:
-    yield Running(engine, options=options)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import pytest
@@ -42,6 +43,16 @@ class Running(Generic[P]):
     steps: Callable[[], int] = lambda: 0
     incremental: bool = False
     options: GenerateOptions = DEFAULT_OPTIONS
+
+
+Folder = Callable[[str], Path]
+"""A folder with the model of that kind."""
+
+
+@asynccontextmanager
+async def plain(part: P, options: GenerateOptions = DEFAULT_OPTIONS) -> AsyncIterator[Running[P]]:
+    """A part that needs nothing around it, and whose steps are not seen."""
+    yield Running(part, options=options)
 
 
 def require(*modules: str) -> None:

@@ -15,21 +15,12 @@ from echosight.engines.cascade.fallback import LLMChain
 from echosight.engines.cascade_parts import LLMS as REGISTRY
 from echosight.engines.llm.echo import EchoLLM
 from echosight.settings import Settings
-from tests.contracts.harness import (
-    Running,
-    count_forward_calls,
-)
+from tests.contracts.harness import Folder, Running, count_forward_calls, plain
 from tests.engines.llm.llama.programs import llama
 from tests.engines.upstream import Reply, Request, answer, counted, finished, text, upstream
 from tests.fakes import ScriptedLLM
 
-Folder = Callable[[str], Path]
 Case = AbstractAsyncContextManager[Running[LLM]]
-
-
-@asynccontextmanager
-async def plain(llm: LLM) -> AsyncIterator[Running[LLM]]:
-    yield Running(llm)
 
 
 @asynccontextmanager

@@ -16,19 +16,13 @@ from echosight.engines.cascade_parts import STTS as REGISTRY
 from echosight.engines.stt.sphinx import SphinxSTT
 from echosight.engines.stt.vosk import VoskSTT
 from echosight.settings import Settings
-from tests.contracts.harness import Running
+from tests.contracts.harness import Folder, Running, plain
 from tests.engines.deepgram_service import deepgram_service
 from tests.engines.stt.vosk_stand_in import Recognizer
 from tests.engines.upstream import Reply, Request, answer, upstream
 from tests.fakes import ScriptedSTT
 
-Folder = Callable[[str], Path]
 Case = AbstractAsyncContextManager[Running[STT]]
-
-
-@asynccontextmanager
-async def plain(stt: STT) -> AsyncIterator[Running[STT]]:
-    yield Running(stt)
 
 
 def vosk() -> STT:

@@ -16,9 +16,10 @@ from echosight.engines import Chunk, Engine, SpeechChunk, TextChunk
 from echosight.media import Transcript, pcm_ms
 from echosight.options import GenerateOptions
 from tests.conftest import Flite
-from tests.contracts.engines import ENGINES, Folder
+from tests.contracts.engines import ENGINES
 from tests.contracts.harness import (
     UNKNOWN_LANGUAGE,
+    Folder,
     Running,
     cancel_after_first,
     check_summary,

@@ -18,6 +18,7 @@ from echosight.errors import EngineFailure
 from echosight.options import GenerateOptions
 from tests.contracts.harness import (
     UNKNOWN_LANGUAGE,
+    Folder,
     Running,
     cancel_after_first,
     check_summary,
@@ -28,7 +29,7 @@ from tests.contracts.harness import (
     started,
     until_stopped,
 )
-from tests.contracts.llms import LLMS, NEEDS_START, WITHOUT_LIMIT, Folder
+from tests.contracts.llms import LLMS, NEEDS_START, WITHOUT_LIMIT
 
 LLMChunk = TextChunk | ToolCallChunk | GenerationSummary
 

@@ -14,8 +14,8 @@ from echosight.engines import STT, STTStream
 from echosight.errors import EngineFailure
 from echosight.media import AudioChunk, Transcript, pcm_ms
 from tests.conftest import Flite
-from tests.contracts.harness import UNKNOWN_LANGUAGE, Running, check_words, require, started
-from tests.contracts.stts import STTS, Folder
+from tests.contracts.harness import UNKNOWN_LANGUAGE, Folder, Running, check_words, require, started
+from tests.contracts.stts import STTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,6 +16,7 @@ from echosight.media import Word, pcm_ms
 from echosight.options import GenerateOptions
 from tests.contracts.harness import (
     UNKNOWN_LANGUAGE,
+    Folder,
     Running,
     cancel_after_first,
     check_words,
@@ -25,7 +26,7 @@ from tests.contracts.harness import (
     started,
     until_stopped,
 )
-from tests.contracts.ttss import TTSS, Folder
+from tests.contracts.ttss import TTSS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

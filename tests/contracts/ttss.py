@@ -19,21 +19,12 @@ from echosight.engines.tts.local import LocalTTS
 from echosight.engines.tts.pyttsx3 import SystemVoiceModel
 from echosight.media import AudioChunk
 from echosight.settings import Settings
-from tests.contracts.harness import (
-    Running,
-    count_forward_calls,
-)
+from tests.contracts.harness import Folder, Running, count_forward_calls, plain
 from tests.engines.tts.stand_ins import System, write_piper_program
 from tests.engines.upstream import Reply, Request, answer, upstream
 from tests.fakes import ScriptedTTS
 
-Folder = Callable[[str], Path]
 Case = AbstractAsyncContextManager[Running[TTS]]
-
-
-@asynccontextmanager
-async def plain(tts: TTS) -> AsyncIterator[Running[TTS]]:
-    yield Running(tts)
 
 
 @asynccontextmanager

@@ -16,22 +16,15 @@ from echosight.app import create_app
 from echosight.engines import Engine
 from echosight.server.manager import StreamManager
 from echosight.settings import Settings
+from tests.server.serving import Addresses
 
 
 @dataclass(frozen=True)
-class LocalServer:
-    """`url` and `ws` are its addresses."""
+class LocalServer(Addresses):
+    """A server in this process."""
 
     manager: StreamManager
     port: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def ws(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
 
 
 @asynccontextmanager

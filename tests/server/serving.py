@@ -19,13 +19,10 @@ ROOT = Path(__file__).parents[2]
 START_S = 100
 
 
-class Server:
-    """A running server. `url` and `ws` are its addresses; `log` is its output so far."""
+class Addresses:
+    """Where clients reach a server that listens on `port`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process = process
-        self.port = port
-        self._log = log
+    port: int
 
     @property
     def url(self) -> str:
@@ -34,6 +31,15 @@ class Server:
     @property
     def ws(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
+
+
+class Server(Addresses):
+    """A running server. `log` is its output so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
 
     @property
     def log(self) -> str:

@@ -56,6 +56,12 @@ async def registry(capacity: int = 8, **settings: Any) -> AsyncGenerator[Rig]:
         await rig.registry.close()
 
 
+async def cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
@@ -99,8 +105,7 @@ async def test_the_newest_of_several_connections_that_take_over_keeps_the_sessio
             tasks.append(asyncio.create_task(connection(name)))
             await settle()
         assert (connected, superseded) == (["first", "second", "third"], ["first", "second"])
-        tasks[-1].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
         assert rig.closed == []
 
 
@@ -123,9 +128,7 @@ async def test_two_connections_that_take_over_at_once_both_get_their_turn() -> N
         for _ in range(3):
             await settle()
         assert sorted(connected) == [0, 1]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
 
 
 async def test_a_socket_does_not_end_the_session_that_replaced_its_own() -> None:
@@ -246,9 +249,7 @@ async def test_resuming_supersedes_the_previous_connection_and_the_last_of_many_
             await asyncio.sleep(0)
         assert superseded == connected[:-1]
         assert rig.registry.get(ME.key) is first
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
 
 
 async def test_a_session_that_ended_meanwhile_is_not_resumed() -> None:
